@@ -1,0 +1,19 @@
+//! The gRPC contract of imprint, compiled from `imprint/v1/*.proto`.
+//!
+//! The comments in those files are the API reference; what is here is generated from them.
+//! Start at [`v1`].
+
+/// Package `imprint.v1`: messages, clients and servers.
+#[expect(
+    missing_docs,
+    unreachable_pub,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code; its docs are the comments of the .proto files"
+)]
+pub mod v1 {
+    tonic::include_proto!("imprint.v1");
+}
+
+/// The encoded `FileDescriptorSet` of the contract, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/imprint.bin"));
