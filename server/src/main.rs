@@ -1,1 +1,3 @@
+//! The program `imprint`.
+
 fn main() {}

@@ -1,6 +1,7 @@
 //! The generator: sites, windows, states, read-outs, cores, checkpoints and PEFT export.
 //!
 //! `../shared/GENERATOR.md` has the mathematics. STUB of the public face; the owner of this crate fills it.
+#![allow(missing_docs, unused_variables, unused_imports, dead_code, clippy::allow_attributes_without_reason, clippy::unimplemented, clippy::new_ret_no_self)]
 use std::{path::Path, sync::Arc};
 use candle_core::Tensor;
 

@@ -1,4 +1,5 @@
 //! The frozen decoder: weights, one ragged forward, and its text side. STUB of the public face.
+#![allow(missing_docs, unused_variables, unused_imports, dead_code, clippy::allow_attributes_without_reason, clippy::unimplemented, clippy::new_ret_no_self)]
 pub mod text;
 pub use text::TokenId;
 use std::path::Path;
