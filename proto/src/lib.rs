@@ -4,12 +4,6 @@
 //! Start at [`v1`].
 
 /// Package `imprint.v1`: messages, clients and servers.
-#[expect(
-    missing_docs,
-    unreachable_pub,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code; its docs are the comments of the .proto files"
-)]
 pub mod v1 {
     tonic::include_proto!("imprint.v1");
 }
