@@ -1,1 +1,14 @@
-//! testkit
+//! What the tests of several rooms share: files, tiny models, numbers and strategies.
+//!
+//! A dev-dependency only, and of no other room: it writes models as files and computes with plain
+//! loops, so that what is tested never tests itself. Start at [`tiny_base`] and [`smollm2_gguf`].
+
+mod numbers;
+mod paths;
+mod strategies;
+mod tiny;
+
+pub use numbers::{Random, matmul, relative_error, relative_error_of, solve, tensor, transpose, values};
+pub use paths::{golden_dir, repository_root, smollm2_gguf};
+pub use strategies::{cut, cut_text, cuts, text};
+pub use tiny::{Form, GeneratorSpec, TINY_TOKENIZER_VOCAB, TinySpec, tiny_base, tiny_generator, tiny_tokenizer};
