@@ -1,6 +1,9 @@
 //! The frozen decoder: weights, one ragged forward, and its text side. STUB of the public face.
 #![allow(missing_docs, unused_variables, unused_imports, dead_code, clippy::allow_attributes_without_reason, clippy::unimplemented, clippy::new_ret_no_self)]
+mod files;
+mod gguf;
 pub mod text;
+pub use files::FileError;
 pub use text::TokenId;
 use std::path::Path;
 use candle_core::Tensor;
@@ -11,6 +14,7 @@ use generator::{Core, Generator, Window};
 pub enum Error {
     #[error(transparent)] Tensor(#[from] candle_core::Error),
     #[error(transparent)] Generator(#[from] generator::Error),
+    #[error(transparent)] File(#[from] FileError),
     // + Io{path,..}, Header (truncated or lying file: what, where), Unsupported{what}, MissingTensor, Shape, TokenOutOfRange{token,vocab}, ContextLength{..} ...
 }
 
