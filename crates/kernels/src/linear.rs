@@ -1,0 +1,319 @@
+//! y = x Wᵀ with frozen W [out, in], kept in its own format.
+//!
+//! W is packed into panels of 16 output channels, k-major inside, so that one vector holds the same input's
+//! weight for 16 outputs. Many rows: a stretch of a panel is expanded to f32 once into a scratch that stays
+//! in L1 and multiplied with all rows. Few rows: expanded in registers, no scratch. Both are the same chain
+//! of fused multiply-adds over ascending k, y = fma(x_k, w_k, y), with w_k = fma(code, scale, minimum): a row's result is the
+//! same bits in any batch and equals that of the dequantised matrix. No activation is ever quantised.
+//! Start at [`Linear`].
+#![expect(unsafe_code, reason = "vector reads of packed panels")]
+
+mod pack;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::{
+    WeightFormat,
+    floats::{Floats, tensor},
+    gemm::{Begin, Left, Out, Right, Shared, multiply, spread, store_columns},
+    simd::{Isa, Kernel, LANES, run},
+};
+use pack::{Form, Panels};
+
+/// A frozen linear map y = x Wᵀ, W [out, in], kept in its own format and multiplied in f32.
+///
+/// `clone` shares the weights.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    panels: Arc<Panels>,
+}
+
+impl Linear {
+    /// From the bytes of a row-major [out, in] matrix as they lie in a safetensors or GGUF file.
+    ///
+    /// Fails if a row is not a whole number of the format's blocks, if the byte length is not that of the
+    /// shape, or if the shape has no element or overflows.
+    pub fn new(format: WeightFormat, bytes: &[u8], out_features: usize, in_features: usize) -> Result<Self> {
+        if out_features == 0 || in_features == 0 {
+            bail!("a linear of shape [{out_features}, {in_features}] has no weights")
+        }
+        let Some(row) = format.row_bytes(in_features) else {
+            bail!("rows of {in_features} weights are not whole blocks of {format:?} ({} weights)", format.block_weights())
+        };
+        let expected = row.checked_mul(out_features);
+        if expected != Some(bytes.len()) {
+            bail!("{} bytes for a {format:?} matrix [{out_features}, {in_features}], expected {expected:?}", bytes.len())
+        }
+        Ok(Self { panels: Arc::new(Panels::new(format, bytes, out_features, in_features)) })
+    }
+
+    /// From an f32 tensor [out, in].
+    pub fn from_tensor(weight: &Tensor) -> Result<Self> {
+        let (out_features, in_features) = weight.dims2()?;
+        if out_features == 0 || in_features == 0 {
+            bail!("a linear of shape [{out_features}, {in_features}] has no weights")
+        }
+        let weight = weight.contiguous()?;
+        let values = Floats::of(&weight)?;
+        Ok(Self { panels: Arc::new(Panels::of_floats(&values, out_features, in_features)) })
+    }
+
+    /// Rows of W, entries of y.
+    pub fn out_features(&self) -> usize {
+        self.panels.out_features
+    }
+
+    /// Columns of W, entries of x.
+    pub fn in_features(&self) -> usize {
+        self.panels.in_features
+    }
+
+    /// How the weights lie in memory.
+    pub fn format(&self) -> WeightFormat {
+        self.panels.format
+    }
+
+    /// Bytes held in memory.
+    pub fn bytes(&self) -> usize {
+        self.panels.bytes.len()
+    }
+
+    /// x [T, in] -> [T, out], both f32.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (t, in_features) = x.dims2()?;
+        if in_features != self.in_features() {
+            bail!("a linear of {} inputs got rows of {in_features}", self.in_features())
+        }
+        let x = x.contiguous()?; // [T, in]
+        let y = forward(&self.panels, &Floats::of(&x)?, t); // [T, out]
+        tensor(y, (t, self.out_features()))
+    }
+
+    /// Rows of W as an embedding table: ids (each < out) -> [ids.len(), in] f32.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        let (out, width) = (self.out_features(), self.in_features());
+        let mut rows = Vec::with_capacity(ids.len() * width);
+        for &id in ids {
+            let Some(row) = usize::try_from(id).ok().filter(|&row| row < out) else {
+                bail!("row {id} of a table of {out} rows")
+            };
+            self.panels.row(row, &mut rows);
+        }
+        tensor(rows, (ids.len(), width))
+    }
+
+    /// W [out, in] in f32.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        tensor(self.panels.values(), (self.out_features(), self.in_features()))
+    }
+
+    /// The same map with its weights expanded to f32.
+    pub fn to_f32(&self) -> Result<Self> {
+        let (out, width) = (self.out_features(), self.in_features());
+        Ok(Self { panels: Arc::new(Panels::of_floats(&self.panels.values(), out, width)) })
+    }
+}
+
+/// The meaning: y[t, n] = Σ_k x[t, k] W[n, k], fused, k ascending. x [T, in], w [out, in] -> [T, out].
+#[cfg(test)]
+fn reference(x: &[f32], w: &[f32], t: usize, out: usize, width: usize) -> Vec<f32> {
+    let mut y = vec![0.0; t * out];
+    for row in 0..t {
+        for n in 0..out {
+            for k in 0..width {
+                y[row * out + n] = x[row * width + k].mul_add(w[n * width + k], y[row * out + n]);
+            }
+        }
+    }
+    y
+}
+
+/// Rows up to which weights are expanded in registers.
+const FUSED_ROWS: usize = 4;
+/// Inputs expanded at a time: 16 x 256 f32 are half of a 32 KB L1.
+const STRETCH: usize = 256;
+/// Rows multiplied with one expansion: 240 rows x 256 inputs are half of a 512 KB L2.
+const ROWS: usize = 240;
+
+/// x [T, in] -> [T, out].
+fn forward(panels: &Panels, x: &[f32], t: usize) -> Vec<f32> {
+    let (out, width) = (panels.out_features, panels.in_features);
+    let mut y = vec![0.0f32; t * out]; // [T, out]
+    if t == 0 {
+        return y;
+    }
+    let y_at = Shared(y.as_mut_ptr());
+    let row_parts = t.div_ceil(ROWS);
+    let count = panels.count();
+    // Pairs of panels: one row alone needs two chains of sums to keep the multipliers busy.
+    spread(row_parts * count, 2, t * out * width, |range| {
+        let mut item = range.start;
+        while item < range.end {
+            let part = item / count;
+            let stop = range.end.min((part + 1) * count);
+            let rows = t * part / row_parts..t * (part + 1) / row_parts;
+            let task = Task {
+                panels,
+                x: &x[rows.start * width..rows.end * width],
+                // SAFETY: `rows.start` is a row of y.
+                y: unsafe { y_at.get().add(rows.start * out) },
+                rows: rows.len(),
+                first: item % count,
+                last: item % count + (stop - item),
+            };
+            run(task);
+            item = stop;
+        }
+    });
+    y
+}
+
+/// Some rows times panels first .. last, written to their columns of y.
+struct Task<'a> {
+    panels: &'a Panels,
+    x: &'a [f32],
+    y: *mut f32,
+    rows: usize,
+    first: usize,
+    last: usize,
+}
+
+impl Kernel for Task<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        // SAFETY: the panels were packed in the form that their format names, x has `rows` rows of the
+        // panels' inputs, and these panels' columns of these rows of y are this task's own.
+        unsafe {
+            match self.panels.format {
+                WeightFormat::F32 => self.form::<I, pack::Single>(isa),
+                WeightFormat::F16 => self.form::<I, pack::Half>(isa),
+                WeightFormat::BF16 => self.form::<I, pack::Brain>(isa),
+                WeightFormat::Q4_0 => self.form::<I, pack::Nibbles0>(isa),
+                WeightFormat::Q4_1 => self.form::<I, pack::Nibbles1>(isa),
+                WeightFormat::Q4K => self.form::<I, pack::NibblesK>(isa),
+                WeightFormat::Q8_0 => self.form::<I, pack::Bytes32>(isa),
+                WeightFormat::Q6K => self.form::<I, pack::Bytes16>(isa),
+            }
+        }
+    }
+}
+
+impl Task<'_> {
+    /// # Safety
+    /// The panels are of this form; x and y as [`Task`] says.
+    #[inline(always)]
+    unsafe fn form<I: Isa, F: Form>(self, isa: I) {
+        // SAFETY: as above.
+        unsafe {
+            match self.rows {
+                1 => self.fused_pairs::<I, F, 1>(isa),
+                2 => self.fused_pairs::<I, F, 2>(isa),
+                3 => self.fused::<I, F, 3, 1>(isa, self.first, self.last),
+                FUSED_ROWS => self.fused::<I, F, 4, 1>(isa, self.first, self.last),
+                _ => self.expanded::<I, F>(isa),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::form`], with M rows.
+    #[inline(always)]
+    unsafe fn fused_pairs<I: Isa, F: Form, const M: usize>(&self, isa: I) {
+        let even = self.first + (self.last - self.first) / 2 * 2;
+        // SAFETY: as above.
+        unsafe {
+            self.fused::<I, F, M, 2>(isa, self.first, even);
+            self.fused::<I, F, M, 1>(isa, even, self.last);
+        }
+    }
+
+    /// M rows, P panels at a time, weights expanded in registers.
+    ///
+    /// # Safety
+    /// As [`Self::form`], with M rows; P divides the number of panels.
+    #[inline(always)]
+    unsafe fn fused<I: Isa, F: Form, const M: usize, const P: usize>(&self, isa: I, first: usize, last: usize) {
+        let (out, width) = (self.panels.out_features, self.panels.in_features);
+        for panel in (first..last).step_by(P) {
+            let mut sums = [[isa.splat(0.0); M]; P];
+            let groups: [*const u8; P] = std::array::from_fn(|p| self.panels.panel(panel + p).as_ptr());
+            for group in 0..width / F::GROUP {
+                // SAFETY: a panel has in / GROUP groups of BYTES bytes, a row of x has `in` floats.
+                unsafe {
+                    let at = groups.map(|panel| panel.add(group * F::BYTES));
+                    let scales = at.map(|at| F::scales(isa, at));
+                    let x_at = self.x.as_ptr().add(group * F::GROUP);
+                    let step = |k: usize, sums: &mut [[I::V; M]; P]| {
+                        let x: [I::V; M] = std::array::from_fn(|m| isa.splat(*x_at.add(m * width + k)));
+                        for p in 0..P {
+                            let w = F::weights(isa, at[p], &scales[p], k);
+                            for m in 0..M {
+                                sums[p][m] = isa.fma(x[m], w, sums[p][m]);
+                            }
+                        }
+                    };
+                    each::<F>(|k| step(k, &mut sums));
+                }
+            }
+            for (p, sums) in sums.iter().enumerate() {
+                let column = (panel + p) * LANES;
+                for (m, &sum) in sums.iter().enumerate() {
+                    // SAFETY: `column` and those behind it, 16 or fewer, are this task's columns of row m.
+                    unsafe { store_columns(isa, self.y.add(m * out + column), LANES.min(out - column), sum) };
+                }
+            }
+        }
+    }
+
+    /// Any number of rows: a stretch of a panel is expanded, then multiplied with all of them.
+    ///
+    /// # Safety
+    /// As [`Self::form`].
+    #[inline(always)]
+    unsafe fn expanded<I: Isa, F: Form>(&self, isa: I) {
+        let (out, width) = (self.panels.out_features, self.panels.in_features);
+        let mut scratch = [0.0f32; STRETCH * LANES];
+        for from in (0..width).step_by(STRETCH) {
+            let steps = STRETCH.min(width - from);
+            for panel in self.first..self.last {
+                let column = panel * LANES;
+                // SAFETY: `from` is a multiple of GROUP (all divide 256), so the stretch is whole groups of
+                // the panel; the scratch holds it; columns as in `fused`.
+                unsafe {
+                    let base = self.panels.panel(panel).as_ptr();
+                    for group in 0..steps / F::GROUP {
+                        let at = base.add((from / F::GROUP + group) * F::BYTES);
+                        let scales = F::scales(isa, at);
+                        let to = scratch.as_mut_ptr().add(group * F::GROUP * LANES);
+                        each::<F>(|k| isa.store(to.add(k * LANES), F::weights(isa, at, &scales, k)));
+                    }
+                    multiply(
+                        isa,
+                        Left { at: self.x.as_ptr().add(from), row: width, step: 1 },
+                        Right { at: scratch.as_ptr(), row: LANES },
+                        Out { at: self.y.add(column), row: out, columns: LANES.min(out - column) },
+                        self.rows,
+                        steps,
+                        if from == 0 { Begin::Zero } else { Begin::Out },
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Calls for each input of a group; in pairs, since two inputs' nibbles share bytes.
+#[inline(always)]
+fn each<F: Form>(mut step: impl FnMut(usize)) {
+    if F::GROUP == 1 {
+        return step(0);
+    }
+    for pair in 0..F::GROUP / 2 {
+        step(2 * pair);
+        step(2 * pair + 1);
+    }
+}

@@ -1,0 +1,49 @@
+//! Rotary positions, half-split (HF) layout: with i < Dh/2, y_i = x_i cos_i - x_j sin_i and
+//! y_j = x_j cos_i + x_i sin_i, j = i + Dh/2, cosines and sines of the row's own position. Start at [`rope`].
+
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::floats::{Floats, tensor};
+
+/// Elements below which another thread does not help.
+const INLINE: usize = 1 << 15;
+
+/// Rotary embedding in the half-split (HF) layout. x [T, H, Dh]; cos, sin [max, Dh/2]; positions [T].
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result<Tensor> {
+    let (t, h, dh) = x.dims3()?;
+    let (max, half) = cos.dims2()?;
+    if sin.dims2()? != (max, half) || dh != 2 * half || half == 0 {
+        bail!("heads of {dh} with cosines {:?} and sines {:?}", cos.shape(), sin.shape())
+    }
+    if positions.len() != t {
+        bail!("{} positions for {t} rows", positions.len())
+    }
+    if let Some(position) = positions.iter().find(|&&position| position as usize >= max) {
+        bail!("position {position} is beyond the {max} that the tables hold")
+    }
+    let (x, cos, sin) = (x.contiguous()?, cos.contiguous()?, sin.contiguous()?);
+    let (x, cos, sin) = (Floats::of(&x)?, Floats::of(&cos)?, Floats::of(&sin)?);
+    let mut y = vec![0.0f32; x.len()]; // [T, H, Dh]
+    let row = |((y, x), &position): ((&mut [f32], &[f32]), &u32)| {
+        let at = position as usize * half;
+        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]); // [Dh/2]
+        for (y, x) in y.chunks_exact_mut(dh).zip(x.chunks_exact(dh)) {
+            let ((y_low, y_high), (x_low, x_high)) = (y.split_at_mut(half), x.split_at(half));
+            for i in 0..half {
+                y_low[i] = x_low[i] * cos[i] - x_high[i] * sin[i];
+                y_high[i] = x_high[i] * cos[i] + x_low[i] * sin[i];
+            }
+        }
+    };
+    if x.len() <= INLINE {
+        y.chunks_exact_mut(h * dh).zip(x.chunks_exact(h * dh)).zip(positions).for_each(row);
+    } else {
+        let rows = (INLINE / 4).div_ceil(h * dh);
+        y.par_chunks_exact_mut(h * dh).zip(x.par_chunks_exact(h * dh)).zip(positions).with_min_len(rows).for_each(row);
+    }
+    tensor(y, (t, h, dh))
+}
