@@ -1,0 +1,147 @@
+//! A loaded generator: its sites, and what concerns all of them at once.
+//!
+//! Start at [`Generator::load`]; [`Generator::read_out`] turns a state into the core that serving needs.
+
+use std::{fs::File, io::Read, path::Path};
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use crate::{
+    checkpoint,
+    config::{Config, ReadOut},
+    cores::{Core, SiteCore},
+    error::Error,
+    export::{self, PeftExport},
+    read_out,
+    site::{BaseShape, Site, SiteId},
+    state::{Keeps, State, Window},
+};
+
+/// Longest adapter_config.json that is read, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// A trained generator of one base.
+#[derive(Debug)]
+pub struct Generator {
+    config: Config,
+    sites: Vec<Site>,
+    digest: String,
+    parameters: usize,
+}
+
+impl Generator {
+    /// Reads adapter_config.json and adapter_model.safetensors from a folder and holds them against the base.
+    /// Weights stay in the file's own format (bf16, f16, f32).
+    ///
+    /// # Errors
+    /// One that names the file, key or tensor that is missing, foreign, malformed or of the wrong shape.
+    pub fn load(dir: &Path, base: &BaseShape) -> Result<Self, Error> {
+        let path = dir.join("adapter_config.json");
+        let mut json = Vec::new();
+        let file = File::open(&path).map_err(|source| checkpoint::io(&path, source))?;
+        file.take(MAX_CONFIG + 1).read_to_end(&mut json).map_err(|source| checkpoint::io(&path, source))?;
+        if json.len() as u64 > MAX_CONFIG {
+            return Err(Error::Malformed { path, detail: format!("it is longer than {MAX_CONFIG} bytes") });
+        }
+        let config = Config::parse(&json)?;
+        let mut digest = blake3::Hasher::new();
+        digest.update(&(json.len() as u64).to_le_bytes()).update(&json);
+        let (sites, parameters) = checkpoint::read(&dir.join("adapter_model.safetensors"), &config, base, &mut digest)?;
+        Ok(Self { config, sites, digest: digest.finalize().to_hex().to_string(), parameters })
+    }
+
+    /// The parsed adapter_config.json.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// blake3 over the length of the config file (u64, little-endian), the config file and the weight file, in hex.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Number of trained values.
+    pub fn parameters(&self) -> usize {
+        self.parameters
+    }
+
+    /// Sites in order; an index into this slice is what every other call takes.
+    pub fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    /// Index of a site, if that linear is adapted.
+    pub fn site_index(&self, id: SiteId) -> Option<usize> {
+        self.sites.binary_search_by_key(&id, Site::id).ok()
+    }
+
+    /// An open window into which nothing has been written.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if its sums cannot be allocated.
+    pub fn new_window(&self) -> Result<Window, Error> {
+        Window::new(self.keeps())
+    }
+
+    /// The empty state: the bare model.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if its sums cannot be allocated.
+    pub fn new_state(&self) -> Result<State, Error> {
+        State::new(self.keeps())
+    }
+
+    fn keeps(&self) -> impl Iterator<Item = Keeps> {
+        let (gram, mass) = (self.config.read_out == ReadOut::Ridge, self.config.read_out == ReadOut::Svd);
+        self.sites.iter().map(move |site| {
+            let (r1, r2, _) = site.ranks();
+            Keeps { r1, r2, gram, mass }
+        })
+    }
+
+    /// Reads the core out of a state; an empty state gives a core of zeros, which is the bare model. Equal
+    /// states give equal bits, however many threads run.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], [`Error::NotPositive`] or [`Error::NotConverged`] of the first site that cannot be read
+    /// out; [`Error::Foreign`] for a state of another generator.
+    pub fn read_out(&self, state: &State) -> Result<Core, Error> {
+        if state.len() != self.sites.len() {
+            return Err(Error::Foreign { detail: format!("a state of {} sites, not {}", state.len(), self.sites.len()) });
+        }
+        if state.is_empty() {
+            return Ok(Core { sites: self.sites.iter().map(|_| SiteCore::Zero).collect() });
+        }
+        let read = |(index, site): (usize, &Site)| {
+            let (s, g, mass) = state.parts(index)?;
+            read_out::read_out(self.config.read_out, site, s, g, mass)
+        };
+        let cores: Vec<Result<SiteCore, Error>> = self.sites.par_iter().enumerate().map(read).collect();
+        Ok(Core { sites: cores.into_iter().collect::<Result<_, Error>>()? })
+    }
+
+    /// The full weight delta (alpha / R2) B Nᵀ A1 [Dout, Din] of a site, f32 (tests, merging).
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] for a core of another generator or a site that is not there.
+    pub fn delta_weight(&self, site: usize, core: &Core) -> Result<Tensor, Error> {
+        export::delta_weight(self.site(site)?, core.site(site)?)
+    }
+
+    /// adapter_config.json and adapter_model.safetensors of a PEFT LoRA that does what the core does.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] for a core of another generator.
+    pub fn export_peft(&self, core: &Core) -> Result<PeftExport, Error> {
+        if core.sites.len() != self.sites.len() {
+            return Err(Error::Foreign { detail: format!("a core of {} sites, not {}", core.sites.len(), self.sites.len()) });
+        }
+        export::export(&self.config, &self.sites, core)
+    }
+
+    fn site(&self, index: usize) -> Result<&Site, Error> {
+        let none = || Error::Foreign { detail: format!("{} sites, none with index {index}", self.sites.len()) };
+        self.sites.get(index).ok_or_else(none)
+    }
+}

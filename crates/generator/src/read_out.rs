@@ -1,0 +1,215 @@
+//! Read-outs: the matrix N that a state stands for.
+//!
+//! Pure functions of one site's sums, factorised in f64 by faer on one thread, so that equal sums give equal
+//! bits on equal machines; sites run beside each other. Start at [`read_out`].
+
+use candle_core::{Device, Tensor};
+use faer::{
+    Mat, MatRef, Par,
+    diag::Diag,
+    dyn_stack::{MemBuffer, MemStack},
+    linalg::{
+        cholesky::llt::{factor, solve},
+        svd::{self, ComputeSvdVectors},
+    },
+};
+
+use crate::{config::ReadOut, cores::SiteCore, error::Error, site::Site};
+
+/// tau: singular values below tau * sigma_1 are rounding noise. The published read-out keeps them and lifts
+/// them to 1, so that a context of 20 tokens fills 84 % of N's energy with noise (GENERATOR.md).
+const RELATIVE_CUTOFF: f64 = 1e-6;
+
+/// Reads one site's core out of its sums: s [R1, R2], g [R1, R1], mass = Σ ||k_t|| ||v_t||.
+pub(crate) fn read_out(kind: ReadOut, site: &Site, s: &Tensor, g: Option<&Tensor>, mass: f64) -> Result<SiteCore, Error> {
+    let not_finite = || Error::NotFinite { site: site.id() };
+    let (r1, r2, max_rank) = site.ranks();
+    if s.dims2()? != (r1, r2) {
+        return Err(Error::Foreign { detail: format!("sums of shape {:?} at {}, not [{r1}, {r2}]", s.dims(), site.id()) });
+    }
+    let s = finite(s)?.ok_or_else(not_finite)?; // [R1, R2]
+    if !mass.is_finite() {
+        return Err(not_finite());
+    }
+    let core = match kind {
+        ReadOut::Svd => {
+            let factors = decompose(s.as_ref()).ok_or(Error::NotConverged { site: site.id() })?;
+            let floor = f64::from(f32::EPSILON) * mass;
+            let rank = factors.rank_above(floor).min(max_rank);
+            factors.with_unit_values(rank)
+        }
+        ReadOut::Frobenius => {
+            let norm = s.norm_l2();
+            if norm > 0.0 { Form::Dense(divided(&s, norm)) } else { Form::Zero }
+        }
+        ReadOut::Spectral => {
+            let norm = largest_singular_value(s.as_ref()).ok_or(Error::NotConverged { site: site.id() })?;
+            if norm > 0.0 { Form::Dense(divided(&s, norm)) } else { Form::Zero }
+        }
+        ReadOut::Ridge => {
+            let missing = || Error::Foreign { detail: format!("no key sums at {}", site.id()) };
+            let g = g.filter(|g| g.dims() == [r1, r1]).ok_or_else(missing)?;
+            let g = finite(g)?.ok_or_else(not_finite)?; // [R1, R1]
+            let lambda = site.ridge.ok_or_else(missing)?;
+            let n = ridge(g, s, lambda).ok_or(Error::NotPositive { site: site.id() })?; // [R1, R2]
+            if max_rank * (r1 + r2) < r1 * r2 {
+                // Truncated only where that makes the core smaller.
+                let factors = decompose(n.as_ref()).ok_or(Error::NotConverged { site: site.id() })?;
+                let rank = factors.rank_above(0.0).min(max_rank);
+                factors.with_values_folded_in(rank)
+            } else {
+                Form::Dense(n)
+            }
+        }
+    };
+    core.to_tensors()?.ok_or_else(not_finite)
+}
+
+/// A core before it becomes tensors.
+enum Form {
+    Zero,
+    /// [R1, R2]
+    Dense(Mat<f64>),
+    /// u [R1, q], v [R2, q]
+    LowRank {
+        u: Mat<f64>,
+        v: Mat<f64>,
+    },
+}
+
+impl Form {
+    /// In f32; `None` if a value does not fit.
+    fn to_tensors(&self) -> Result<Option<SiteCore>, Error> {
+        let core = match self {
+            Self::Zero => SiteCore::Zero,
+            Self::Dense(n) => match tensor(n.as_ref())? {
+                Some(n) => SiteCore::Dense(n),
+                None => return Ok(None),
+            },
+            Self::LowRank { u, v } => match (tensor(u.as_ref())?, tensor(v.as_ref())?) {
+                (Some(u), Some(v)) => SiteCore::LowRank { u, v },
+                _ => return Ok(None),
+            },
+        };
+        Ok(Some(core))
+    }
+}
+
+/// m = U diag(values) Vᵀ, values descending. u [R1, r], v [R2, r], r = min(R1, R2).
+struct Svd {
+    u: Mat<f64>,
+    values: Vec<f64>,
+    v: Mat<f64>,
+}
+
+impl Svd {
+    /// Number of singular values above max(tau * sigma_1, floor).
+    fn rank_above(&self, floor: f64) -> usize {
+        let largest = self.values.first().copied().unwrap_or(0.0);
+        let cutoff = (RELATIVE_CUTOFF * largest).max(floor);
+        self.values.iter().take_while(|value| **value > cutoff).count()
+    }
+
+    /// U_q V_qᵀ, in the smaller of its two forms.
+    fn with_unit_values(&self, rank: usize) -> Form {
+        let u = self.u.subcols(0, rank).to_owned();
+        self.smaller(u, rank)
+    }
+
+    /// U_q diag(values) V_qᵀ, in the smaller of its two forms.
+    fn with_values_folded_in(&self, rank: usize) -> Form {
+        let u = Mat::from_fn(self.u.nrows(), rank, |i, j| self.u[(i, j)] * self.values[j]);
+        self.smaller(u, rank)
+    }
+
+    fn smaller(&self, u: Mat<f64>, rank: usize) -> Form {
+        let (r1, r2) = (self.u.nrows(), self.v.nrows());
+        let v = self.v.subcols(0, rank);
+        if rank == 0 {
+            Form::Zero
+        } else if rank * (r1 + r2) <= r1 * r2 {
+            Form::LowRank { u, v: v.to_owned() }
+        } else {
+            let mut n = Mat::zeros(r1, r2);
+            faer::linalg::matmul::matmul(&mut n, faer::Accum::Replace, &u, v.transpose(), 1.0, Par::Seq);
+            Form::Dense(n)
+        }
+    }
+}
+
+/// The thin SVD of m; `None` if it does not converge.
+fn decompose(m: MatRef<'_, f64>) -> Option<Svd> {
+    let (rows, columns) = m.shape();
+    let size = rows.min(columns);
+    let (mut u, mut v, mut values) = (Mat::zeros(rows, size), Mat::zeros(columns, size), Diag::zeros(size));
+    let thin = ComputeSvdVectors::Thin;
+    let scratch = svd::svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    svd::svd(m, values.as_mut(), Some(u.as_mut()), Some(v.as_mut()), Par::Seq, stack, Default::default()).ok()?;
+    let values = (0..size).map(|i| values.column_vector()[i]).collect();
+    Some(Svd { u, values, v })
+}
+
+/// sigma_1 of m; `None` if the decomposition does not converge.
+fn largest_singular_value(m: MatRef<'_, f64>) -> Option<f64> {
+    let (rows, columns) = m.shape();
+    let size = rows.min(columns);
+    let mut values = Diag::zeros(size);
+    let none = ComputeSvdVectors::No;
+    let scratch = svd::svd_scratch::<f64>(rows, columns, none, none, Par::Seq, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    svd::svd(m, values.as_mut(), None, None, Par::Seq, MemStack::new(&mut memory), Default::default()).ok()?;
+    (size > 0).then(|| values.column_vector()[0])
+}
+
+/// (G + lambda I)⁻¹ S by Cholesky. g [R1, R1] (its two triangles are averaged), s [R1, R2]; `None` if G + lambda I is
+/// not positive definite. In f64, as tr(G) grows by about 1 a token beside a lambda of about 0.1.
+fn ridge(mut g: Mat<f64>, mut s: Mat<f64>, lambda: f64) -> Option<Mat<f64>> {
+    let size = g.nrows();
+    for j in 0..size {
+        g[(j, j)] += lambda;
+        for i in j + 1..size {
+            g[(i, j)] = 0.5 * (g[(i, j)] + g[(j, i)]);
+        }
+    }
+    let mut memory = MemBuffer::new(factor::cholesky_in_place_scratch::<f64>(size, Par::Seq, Default::default()));
+    let stack = MemStack::new(&mut memory);
+    factor::cholesky_in_place(g.as_mut(), Default::default(), Par::Seq, stack, Default::default()).ok()?;
+    let mut memory = MemBuffer::new(solve::solve_in_place_scratch::<f64>(size, s.ncols(), Par::Seq));
+    solve::solve_in_place(g.as_ref(), s.as_mut(), Par::Seq, MemStack::new(&mut memory));
+    Some(s)
+}
+
+/// u [R1, q], v [R2, q] of an N = U Vᵀ all of whose q singular values are 1; `None` if N is not finite or its
+/// decomposition does not converge.
+pub(crate) fn unit_factors(n: &Tensor) -> Result<Option<(Tensor, Tensor)>, Error> {
+    let Some(n) = finite(n)? else { return Ok(None) };
+    let Some(Svd { u, values, v }) = decompose(n.as_ref()) else { return Ok(None) };
+    let rank = values.iter().take_while(|value| **value > 0.5).count();
+    Ok(tensor(u.subcols(0, rank))?.zip(tensor(v.subcols(0, rank))?))
+}
+
+fn divided(m: &Mat<f64>, by: f64) -> Mat<f64> {
+    Mat::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)] / by)
+}
+
+/// A tensor [R, C] as a matrix in f64; `None` if a value is not finite.
+fn finite(t: &Tensor) -> Result<Option<Mat<f64>>, Error> {
+    let (rows, columns) = t.dims2()?;
+    let values = t.flatten_all()?.to_vec1::<f32>()?;
+    if !values.iter().all(|value| value.is_finite()) {
+        return Ok(None);
+    }
+    Ok(Some(Mat::from_fn(rows, columns, |i, j| f64::from(values[i * columns + j]))))
+}
+
+/// A matrix as an f32 tensor [R, C]; `None` if a value is not finite in f32.
+fn tensor(m: MatRef<'_, f64>) -> Result<Option<Tensor>, Error> {
+    let (rows, columns) = m.shape();
+    let values: Vec<f32> = (0..rows).flat_map(|i| (0..columns).map(move |j| m[(i, j)] as f32)).collect();
+    if !values.iter().all(|value| value.is_finite()) {
+        return Ok(None);
+    }
+    Ok(Some(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?))
+}
