@@ -1,3 +1,37 @@
-//! The repository's own commands.
+//! The repository's own commands: `cargo xtask ci`.
+//!
+//! Runs other programs, computes nothing itself. Start at `ci::STAGES`.
 
-fn main() {}
+mod ci;
+mod python;
+mod run;
+mod server;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::run::Repository;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The repository's own commands.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that has to hold before a change is kept; stops at the first failure.
+    Ci {
+        /// Only this stage (or these).
+        #[arg(long, value_name = "STAGE", value_parser = ci::names())]
+        only: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    let repository = Repository::find()?;
+    match Arguments::parse().command {
+        Command::Ci { only } => ci::run(repository, &only),
+    }
+}
