@@ -1,0 +1,141 @@
+//! What the engine is told.
+//!
+//! A command only queues; the next step takes all of them, in order. Answers are events. Start at [`Command`].
+
+use generator::Strategy;
+
+use crate::ids::{DocumentId, RequestId, Seq, SessionId, TokenId};
+
+/// A thing to do. Commands of a session take effect in the order of their `push`.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Opens an empty session. Answered by `Opened`, or `SessionFailed`.
+    Open {
+        /// Its name; no other open session may have it.
+        session: SessionId,
+        /// How its windows become one state.
+        strategy: Strategy,
+        /// Tokens in a window; not used by concat, whose window is the document.
+        window: usize,
+    },
+    /// Opens `to` with a copy of all documents, states, the open window and the newest version of `from`, and with
+    /// the tokens that still wait to be encoded. Publishes that `from` still owes are not copied. Answered by
+    /// `Opened { session: to }`, or by `SessionFailed { session: to }`.
+    Fork {
+        /// The session to copy.
+        from: SessionId,
+        /// The copy's name.
+        to: SessionId,
+    },
+    /// Ends a session and frees all it holds, at once. Its requests fail with `SessionClosed`. An unknown session is ignored.
+    Close {
+        /// The session.
+        session: SessionId,
+    },
+    /// Tokens of a document, possibly none. A document other than the open one begins a new one (the open one must have
+    /// ended). Answered by `Encoded` as they are read, and by `Applied` when a version holds them; or by `SessionFailed`, and then nothing
+    /// of it is applied.
+    Ingest {
+        /// The session.
+        session: SessionId,
+        /// With these tokens all that the session was told up to and including `seq` is in. Never falls.
+        seq: Seq,
+        /// The document.
+        document: DocumentId,
+        /// Its next tokens.
+        tokens: Vec<TokenId>,
+        /// Whether the document ends behind them.
+        end_of_document: bool,
+    },
+    /// Asks for a version of all that has come, as if the open document ended behind `provisional`. Closes nothing. Answered by
+    /// `Applied`, with the newest version if nothing has come since; or by `SessionFailed`.
+    Publish {
+        /// The session.
+        session: SessionId,
+        /// What the version holds, `provisional` included.
+        seq: Seq,
+        /// The held-back end of the open document; must be empty if no document is open.
+        provisional: Vec<TokenId>,
+    },
+    /// Forgets a document: the state is folded again without it, as if it had never come. Concat and parallel publish at once, from the
+    /// other documents' own sums; sequential reads the remaining documents again from the start and publishes once, at
+    /// the end (older versions run until then). Answered by `Forgotten`, or by `SessionFailed`.
+    Forget {
+        /// The session.
+        session: SessionId,
+        /// The document.
+        document: DocumentId,
+    },
+    /// Asks for a continuation of a prompt. Answered by `Token`s and one `Finished`, or by `Failed`.
+    Generate {
+        /// The request's name.
+        request: RequestId,
+        /// Whose adapter; none is the bare model. The newest version when the request starts to run stays its version to the end.
+        session: Option<SessionId>,
+        /// Strength of the imprint; 0 is the bare model.
+        adapter_scale: f32,
+        /// The prompt; at least one token.
+        prompt: Vec<TokenId>,
+        /// At most so many tokens; cut to what fits the model's context.
+        max_tokens: usize,
+        /// How tokens are drawn.
+        sampling: Sampling,
+        /// Tokens that end the answer; the one that did is not among its `Token`s.
+        eos: Vec<TokenId>,
+    },
+    /// Asks how likely continuations of a prompt are. Answered by `Scored`, or by `Failed`.
+    Score {
+        /// The request's name.
+        request: RequestId,
+        /// As in `Generate`.
+        session: Option<SessionId>,
+        /// As in `Generate`.
+        adapter_scale: f32,
+        /// What comes before each continuation; at least one token.
+        prompt: Vec<TokenId>,
+        /// At least one, each of at least one token, scored independently of each other.
+        continuations: Vec<Vec<TokenId>>,
+    },
+    /// Asks for a session's newest version as a PEFT LoRA. Answered by `Exported`, or by `Failed`.
+    Export {
+        /// The request's name.
+        request: RequestId,
+        /// The session.
+        session: SessionId,
+    },
+    /// Ends a request at once and frees what it holds. A generation is answered by `Finished` with `Cancelled`, the others by
+    /// `Failed` with `Cancelled`; an unknown request (it may just have ended) is ignored.
+    Cancel {
+        /// The request.
+        request: RequestId,
+    },
+}
+
+/// How tokens are drawn. In this order: repetition penalty, temperature, `top_k`, `top_p`, `min_p`, then one draw.
+/// `top_p` and `min_p` look at the distribution that `top_k` leaves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the likeliest token (the lowest id among equals). Finite, at least 0.
+    pub temperature: f32,
+    /// Only the so many likeliest tokens; 0 means all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability; in (0, 1].
+    pub top_p: f32,
+    /// Only tokens at least this fraction as likely as the likeliest; in [0, 1).
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens that occurred in prompt or answer (arXiv 1909.05858). Finite, above 0.
+    pub repetition_penalty: f32,
+    /// Seed of the request's own stream of draws: the batch that it runs in changes nothing.
+    pub seed: u64,
+    /// Whether each token comes with its log-probability, before penalty, temperature and filters.
+    pub logprobs: bool,
+    /// So many of the likeliest tokens beside each; at most 64.
+    pub top_logprobs: usize,
+}
+
+impl Default for Sampling {
+    /// Greedy.
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0, logprobs: false, top_logprobs: 0 }
+    }
+}

@@ -1,0 +1,93 @@
+//! Budgets and bounds of the engine.
+//!
+//! Every queue and cache has its bound here, and `tests/bounds.rs` has a test at each. Start at [`Config`].
+
+use crate::error::ConfigError;
+
+/// Budgets and bounds. `Default` suits a model of a few hundred million parameters on a small machine.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Tokens in one step: decode tokens, prompt chunks and context chunks together. More is faster in
+    /// bulk, less lets running answers come more evenly. At least `max_running` + 2.
+    pub step_tokens: usize,
+    /// Blocks of the KV cache, shared by requests and open windows. Memory is touched only as blocks are
+    /// used. Together with `block_size` it bounds prompt + completion of one request.
+    pub kv_blocks: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+    /// Requests that run at once.
+    pub max_running: usize,
+    /// Requests that wait to run. One more is refused as `Full`.
+    pub max_queued: usize,
+    /// Commands that wait for the next step. One more is refused as `Full`.
+    pub max_commands: usize,
+    /// Open sessions.
+    pub max_sessions: usize,
+    /// Documents of a session, those forgotten not counted.
+    pub max_documents: usize,
+    /// Context tokens of a session, provisional ones included.
+    pub max_session_tokens: usize,
+    /// Context tokens of all sessions that wait to be encoded. A chunk beyond it is refused as `Full`; a
+    /// chunk that is larger by itself fails.
+    pub max_queued_tokens: usize,
+    /// Bytes of all sessions' states (f32 sums): one per document where documents can be forgotten by
+    /// refolding (concat, parallel), and four per session with documents: the running fold, the open
+    /// window, and both of a provisional end.
+    pub state_budget_bytes: usize,
+    /// Expand the frozen weights to f32 when loading.
+    pub dequantize: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            step_tokens: 512,
+            kv_blocks: 1024,
+            block_size: 16,
+            max_running: 32,
+            max_queued: 256,
+            max_commands: 4096,
+            max_sessions: 1024,
+            max_documents: 1024,
+            max_session_tokens: 1 << 20,
+            max_queued_tokens: 1 << 18,
+            state_budget_bytes: 4 << 30,
+            dequantize: false,
+        }
+    }
+}
+
+impl Config {
+    /// Says which field cannot work, and why.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first such field.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let fields = [
+            ("kv_blocks", self.kv_blocks),
+            ("block_size", self.block_size),
+            ("max_running", self.max_running),
+            ("max_queued", self.max_queued),
+            ("max_commands", self.max_commands),
+            ("max_sessions", self.max_sessions),
+            ("max_documents", self.max_documents),
+            ("max_session_tokens", self.max_session_tokens),
+            ("max_queued_tokens", self.max_queued_tokens),
+        ];
+        for (field, value) in fields {
+            if value == 0 {
+                return Err(ConfigError { field, value, least: 1, most: usize::MAX });
+            }
+        }
+        let least = self.max_running.saturating_add(2);
+        if self.step_tokens < least {
+            return Err(ConfigError { field: "step_tokens", value: self.step_tokens, least, most: usize::MAX });
+        }
+        // Slots of the cache are u32 numbers.
+        let most = usize::try_from(u32::MAX).unwrap_or(usize::MAX) / self.block_size;
+        if self.kv_blocks > most {
+            return Err(ConfigError { field: "kv_blocks", value: self.kv_blocks, least: 1, most });
+        }
+        Ok(())
+    }
+}
