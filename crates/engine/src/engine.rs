@@ -32,11 +32,11 @@ impl Engine {
         &self.model
     }
 
-    /// Queues a command for the next step. `now` is when it came.
+    /// Queues a command for the next step.
     ///
     /// # Errors
     /// The command comes back if its queue is full; it fits later, after steps.
-    pub fn push(&mut self, command: Command, now: Instant) -> Result<(), Box<Full>> {
+    pub fn push(&mut self, command: Command) -> Result<(), Box<Full>> {
         unimplemented!()
     }
 
