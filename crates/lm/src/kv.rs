@@ -1,0 +1,72 @@
+//! The paged cache of keys and values.
+//!
+//! Only memory: which sequence owns which block is the caller's knowledge. Start at [`KvCache`].
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{Config, Error};
+
+/// Paged KV of all layers: per layer K and V [blocks, block_size, Hkv, Dh] f32. Memory is touched only as
+/// blocks are used.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    blocks: usize,
+    block_size: usize,
+}
+
+/// K and V of a layer, [blocks, block_size, Hkv, Dh] each.
+#[derive(Debug)]
+pub(crate) struct LayerCache {
+    pub(crate) k: Tensor,
+    pub(crate) v: Tensor,
+}
+
+impl KvCache {
+    /// A cache of `blocks` blocks of `block_size` tokens for a model of this shape.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] if a size is 0 or the whole is beyond what can be addressed.
+    pub fn new(config: &Config, blocks: usize, block_size: usize) -> Result<Self, Error> {
+        let refused = |what: &str| Error::Cache { what: what.to_owned() };
+        if blocks == 0 || block_size == 0 {
+            return Err(refused("a size of 0"));
+        }
+        let slots = blocks.checked_mul(block_size).filter(|&slots| u32::try_from(slots).is_ok());
+        let slots = slots.ok_or_else(|| refused("more tokens than a slot number can name"))?;
+        let bytes = slots.checked_mul(config.kv_features()).and_then(|n| n.checked_mul(4));
+        if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return Err(refused("more bytes than can be addressed"));
+        }
+        let shape = (blocks, block_size, config.kv_heads, config.head_dim);
+        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let layers = (0..config.layers).map(|_| Ok(LayerCache { k: zeros()?, v: zeros()? })).collect::<Result<_, Error>>()?;
+        Ok(Self { layers, blocks, block_size })
+    }
+
+    /// Tokens of a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Bytes of one block over all layers, K and V.
+    pub fn block_bytes(config: &Config, block_size: usize) -> usize {
+        block_size.saturating_mul(config.kv_features()).saturating_mul(8).saturating_mul(config.layers)
+    }
+
+    /// The layers' caches, if they are of this model's shape.
+    pub(crate) fn layers(&self, config: &Config) -> Result<&[LayerCache], Error> {
+        let fits = |layer: &LayerCache| {
+            layer.k.dims4().is_ok_and(|(_, _, heads, dim)| (heads, dim) == (config.kv_heads, config.head_dim))
+        };
+        if self.layers.len() != config.layers || !self.layers.iter().all(fits) {
+            return Err(Error::Cache { what: "made for another model".to_owned() });
+        }
+        Ok(&self.layers)
+    }
+}
