@@ -12,7 +12,7 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use kernels::{Linear, WeightFormat};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, tensor::Metadata};
 
 use crate::{
     Architecture, Error, FileError,
@@ -277,12 +277,11 @@ impl Shard {
         if header_bytes > 100_000_000 || header_bytes > length - 8 {
             return Err(damaged(format!("its header claims {header_bytes} bytes of {length}")));
         }
-        let mut buffer = vec![0; 8 + header_bytes as usize];
-        file.rewind().map_err(io)?;
-        file.read_exact(&mut buffer).map_err(io)?;
-        let (_, metadata) = SafeTensors::read_metadata(&buffer).map_err(|e| damaged(e.to_string()))?;
-        let start = buffer.len() as u64;
-        // read_metadata has checked that tensors lie side by side and have the bytes that their shapes need.
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact(&mut header).map_err(io)?;
+        // Reading it checks that tensors lie side by side and have the bytes that their shapes need.
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(e.to_string()))?;
+        let start = 8 + header_bytes;
         if start + metadata.data_len() as u64 != length {
             let bytes = metadata.data_len();
             return Err(damaged(format!("its tensors take {bytes} bytes behind a header of {start}, the file has {length}")));
