@@ -48,7 +48,8 @@ pub enum Command {
         end_of_document: bool,
     },
     /// Asks for a version of all that has come, as if the open document ended behind `provisional`. Closes nothing. Answered by
-    /// `Applied`, with the newest version if nothing has come since; or by `SessionFailed`.
+    /// `Applied`, with the newest version if nothing has come since; or by `SessionFailed`. Publishes that wait while more come may be
+    /// answered together, by the last one's seq.
     Publish {
         /// The session.
         session: SessionId,

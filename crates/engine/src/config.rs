@@ -31,8 +31,8 @@ pub struct Config {
     /// chunk that is larger by itself fails.
     pub max_queued_tokens: usize,
     /// Bytes of all sessions' states (f32 sums): one per document where documents can be forgotten by
-    /// refolding (concat, parallel), and four per session with documents: the running fold, the open
-    /// window, and both of a provisional end.
+    /// refolding (concat, parallel), one per session otherwise, and four per session with documents: the running
+    /// fold, the open window, and both of a provisional end.
     pub state_budget_bytes: usize,
     /// Expand the frozen weights to f32 when loading.
     pub dequantize: bool,

@@ -207,6 +207,13 @@ pub enum SessionError {
         /// `Config::state_budget_bytes`.
         limit: usize,
     },
+    /// The session's state could not be read out, so it takes no more context. Requests go on with its newest version;
+    /// closing it is all that is left to do.
+    #[error("the state cannot be read out: {reason}")]
+    ReadOut {
+        /// What the generator says.
+        reason: String,
+    },
     /// A token id is not of the vocabulary.
     #[error("token {} is not below the vocabulary size {vocab}", token.0)]
     TokenOutOfRange {
@@ -215,4 +222,11 @@ pub enum SessionError {
         /// Size of the vocabulary.
         vocab: usize,
     },
+}
+
+impl SessionError {
+    /// What a state could not do.
+    pub(crate) fn from_state(error: &generator::Error) -> Self {
+        Self::ReadOut { reason: error.to_string() }
+    }
 }

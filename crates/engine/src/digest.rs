@@ -1,0 +1,66 @@
+//! State digests: names of states that do not depend on how they were reached.
+//!
+//! blake3 over base, generator, strategy, window and the documents' tokens, every part with its length, so that
+//! different parts never read alike. Chunks, flushes, seqs and the names of documents are no part of it, nor
+//! are documents without a token: they add nothing. Start at [`StateHash`].
+
+#[cfg(test)]
+mod tests;
+
+use generator::Strategy;
+
+use crate::ids::{Digest, TokenId};
+
+/// The hash of a document's tokens so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DocumentHash {
+    hasher: blake3::Hasher,
+    tokens: u64,
+}
+
+impl DocumentHash {
+    pub(crate) fn push(&mut self, tokens: &[TokenId]) {
+        for token in tokens {
+            self.hasher.update(&token.0.to_le_bytes());
+        }
+        self.tokens += tokens.len() as u64;
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        usize::try_from(self.tokens).unwrap_or(usize::MAX)
+    }
+}
+
+/// The hash of a state: the fixed parts first, then document by document.
+#[derive(Clone, Debug)]
+pub(crate) struct StateHash(blake3::Hasher);
+
+impl StateHash {
+    /// `base` and `generator` are the digests of the two, `window` the tokens in a window.
+    pub(crate) fn new(base: &str, generator: &str, strategy: Strategy, window: usize) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for part in ["imprint state 1", base, generator, strategy_name(strategy)] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        hasher.update(&(window as u64).to_le_bytes());
+        Self(hasher)
+    }
+
+    pub(crate) fn push(&mut self, document: &DocumentHash) {
+        if document.tokens > 0 {
+            self.0.update(&document.tokens.to_le_bytes()).update(document.hasher.finalize().as_bytes());
+        }
+    }
+
+    pub(crate) fn finish(&self) -> Digest {
+        Digest(*self.0.finalize().as_bytes())
+    }
+}
+
+fn strategy_name(strategy: Strategy) -> &'static str {
+    match strategy {
+        Strategy::Concat => "concat",
+        Strategy::Parallel => "parallel",
+        Strategy::Sequential => "sequential",
+    }
+}

@@ -1,0 +1,91 @@
+//! Reading: how far a document has been encoded, and what it has written so far.
+//!
+//! Closed windows are summed in the state, the open one has its own sums and its KV in the session's blocks. A provisional
+//! end is a copy of a reading that is thrown away. Start at [`Reading`].
+
+use generator::{Core, Error, Generator, State, Window};
+
+use crate::{digest::DocumentHash, ids::TokenId};
+
+/// How far a document has been read.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// Sums of the closed windows.
+    pub(crate) state: State,
+    /// Sums of the open window.
+    pub(crate) sums: Window,
+    /// First token of the open window in its document.
+    pub(crate) start: usize,
+    /// Tokens of the open window that have passed.
+    pub(crate) len: usize,
+    /// Of these the first so many have their KV in the session's blocks.
+    pub(crate) cached: usize,
+    /// What the open window is read with, once `ready`; none is the bare model.
+    pub(crate) core: Option<Core>,
+    /// Whether `core` is known.
+    pub(crate) ready: bool,
+    /// Of the tokens that have passed.
+    pub(crate) hash: DocumentHash,
+}
+
+impl Reading {
+    /// Nothing read.
+    pub(crate) fn new(generator: &Generator) -> Result<Self, Error> {
+        Ok(Self {
+            state: generator.new_state()?,
+            sums: generator.new_window()?,
+            start: 0,
+            len: 0,
+            cached: 0,
+            core: None,
+            ready: false,
+            hash: DocumentHash::default(),
+        })
+    }
+
+    /// Tokens of the document that have passed.
+    pub(crate) fn position(&self) -> usize {
+        self.start + self.len
+    }
+
+    /// An independent copy over the same KV.
+    pub(crate) fn try_clone(&self) -> Result<Self, Error> {
+        Ok(Self {
+            state: self.state.try_clone()?,
+            sums: self.sums.try_clone()?,
+            start: self.start,
+            len: self.len,
+            cached: self.cached,
+            core: self.core.clone(),
+            ready: self.ready,
+            hash: self.hash.clone(),
+        })
+    }
+
+    /// Takes note that the next tokens have written and have their KV.
+    pub(crate) fn passed(&mut self, tokens: &[TokenId]) {
+        self.len += tokens.len();
+        self.cached = self.len;
+        self.hash.push(tokens);
+    }
+
+    /// The sums as if the document ended here: those of its closed windows, then the open one's. A window of fewer than
+    /// `least` tokens has written nothing and adds nothing.
+    pub(crate) fn folded(&self, least: usize) -> Result<State, Error> {
+        let mut state = self.state.try_clone()?;
+        if self.len >= least {
+            state.add_window(&self.sums, 1.0)?;
+        }
+        Ok(state)
+    }
+
+    /// Closes the open window and opens the next.
+    pub(crate) fn close_window(&mut self, generator: &Generator, least: usize) -> Result<(), Error> {
+        self.state = self.folded(least)?;
+        self.sums = generator.new_window()?;
+        self.start = self.position();
+        (self.len, self.cached) = (0, 0);
+        (self.core, self.ready) = (None, false);
+        Ok(())
+    }
+}

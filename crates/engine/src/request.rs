@@ -1,0 +1,246 @@
+//! A request: what is to be answered, how far it is, and the version that it is pinned to.
+//!
+//! Generation and scoring are one thing here: a sequence that is fed to the model, and rows of logits that come back. Start
+//! at [`Request::took`].
+
+use std::time::Instant;
+
+use generator::Core;
+
+use crate::{
+    blocks::Blocks,
+    event::{Event, Finish, Timings},
+    ids::{Digest, RequestId, SessionId, TokenId, Version},
+    sampling::{Drawn, Sampler, score},
+};
+
+/// Most rows of logits that one request asks of a step: they are the largest thing in it (V floats each).
+const SCORED_ROWS: usize = 128;
+
+/// What a request runs with, from its first token to its last.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pin {
+    pub(crate) version: Version,
+    pub(crate) digest: Option<Digest>,
+    pub(crate) core: Option<Core>,
+    /// Context tokens in it.
+    pub(crate) tokens: usize,
+}
+
+/// What is asked.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Generate {
+        sampler: Sampler,
+        eos: Vec<TokenId>,
+        max_tokens: usize,
+        /// Tokens drawn.
+        drawn: usize,
+    },
+    Score {
+        continuations: Vec<Vec<TokenId>>,
+        /// Of those that are done, and of the one under way.
+        scores: Vec<Vec<(TokenId, f32)>>,
+        greedy: Vec<bool>,
+    },
+}
+
+/// A request.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) id: RequestId,
+    pub(crate) session: Option<SessionId>,
+    pub(crate) scale: f32,
+    prompt_tokens: usize,
+    /// Tokens to be fed: the prompt, and what follows it as far as it is known.
+    sequence: Vec<TokenId>,
+    /// Tokens of it whose KV is in the blocks.
+    fed: usize,
+    /// Tokens that the blocks have to hold.
+    pub(crate) length: usize,
+    work: Work,
+    arrived: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    pub(crate) pin: Pin,
+    pub(crate) blocks: Blocks,
+}
+
+impl Request {
+    /// A request that waits. Its tokens are checked; every continuation has one.
+    pub(crate) fn new(
+        id: RequestId,
+        session: Option<SessionId>,
+        scale: f32,
+        prompt: Vec<TokenId>,
+        length: usize,
+        work: Work,
+        now: Instant,
+    ) -> Self {
+        let mut request = Self {
+            id,
+            session,
+            scale,
+            prompt_tokens: prompt.len(),
+            sequence: prompt,
+            fed: 0,
+            length,
+            work,
+            arrived: now,
+            started: None,
+            first_token: None,
+            pin: Pin::default(),
+            blocks: Blocks::default(),
+        };
+        request.next_continuation();
+        request
+    }
+
+    /// Begins to run with a version.
+    pub(crate) fn start(&mut self, pin: Pin, now: Instant) {
+        self.pin = pin;
+        self.started = Some(now);
+    }
+
+    /// Whether it asks for nothing but the version.
+    pub(crate) fn asks_nothing(&self) -> bool {
+        matches!(self.work, Work::Generate { max_tokens: 0, .. })
+    }
+
+    /// Whether it is a running answer, which feeds one token a step.
+    pub(crate) fn decodes(&self) -> bool {
+        matches!(self.work, Work::Generate { drawn: 1.., .. })
+    }
+
+    /// How many tokens could run next.
+    pub(crate) fn wants(&self) -> usize {
+        let rest = self.sequence.len() - self.fed;
+        match self.work {
+            Work::Generate { .. } => rest,
+            Work::Score { .. } => rest.min((self.prompt_tokens - 1).saturating_sub(self.fed) + SCORED_ROWS),
+        }
+    }
+
+    /// Rows of logits that the next so many tokens ask for.
+    pub(crate) fn logits(&self, tokens: usize) -> usize {
+        let end = self.fed + tokens;
+        match self.work {
+            Work::Generate { .. } => usize::from(end == self.sequence.len()),
+            Work::Score { .. } => end.saturating_sub(self.fed.max(self.prompt_tokens - 1)),
+        }
+    }
+
+    /// The next row, of so many tokens.
+    pub(crate) fn row(&self, tokens: usize) -> lm::Row<'_> {
+        let end = (self.fed + tokens).min(self.sequence.len());
+        lm::Row {
+            tokens: &self.sequence[self.fed..end],
+            position: self.fed,
+            blocks: self.blocks.as_slice(),
+            core: self.pin.core.as_ref(),
+            scale: self.scale,
+            window: None,
+            lookahead: None,
+            logits: self.logits(tokens),
+        }
+    }
+
+    /// Takes what came back for the row of so many tokens: `logits`, V floats for each row of logits that it asked for. Says
+    /// whether the request has ended.
+    pub(crate) fn took(&mut self, tokens: usize, logits: &[f32], vocab: usize, now: Instant, events: &mut Vec<Event>) -> bool {
+        let rows = self.logits(tokens);
+        let first_scored = self.fed.max(self.prompt_tokens - 1) + 1 - self.prompt_tokens;
+        self.fed += tokens;
+        let known = self.fed == self.sequence.len();
+        match &mut self.work {
+            Work::Generate { sampler, eos, max_tokens, drawn } => {
+                if rows == 0 {
+                    return false;
+                }
+                let Drawn { token, logprob, top } = sampler.draw(logits);
+                self.first_token.get_or_insert(now);
+                if eos.contains(&token) {
+                    let event = self.finished(Finish::Eos, now);
+                    events.push(event);
+                    return true;
+                }
+                *drawn += 1;
+                let full = *drawn == *max_tokens;
+                self.sequence.push(token);
+                events.push(Event::Token { request: self.id, token, logprob, top });
+                if full {
+                    let event = self.finished(Finish::Length, now);
+                    events.push(event);
+                }
+                full
+            }
+            Work::Score { continuations, scores, greedy } => {
+                let wanted = continuations.get(scores.len() - 1).and_then(|wanted| wanted.get(first_scored..));
+                for (row, &token) in logits.chunks_exact(vocab).zip(wanted.unwrap_or_default()) {
+                    let (logprob, likeliest) = score(row, token);
+                    if let (Some(scores), Some(greedy)) = (scores.last_mut(), greedy.last_mut()) {
+                        scores.push((token, logprob));
+                        *greedy &= likeliest;
+                    }
+                }
+                if !known || self.next_continuation() {
+                    return false;
+                }
+                let event = self.scored();
+                events.push(event);
+                true
+            }
+        }
+    }
+
+    /// Makes the sequence that of the next continuation, if there is one. The prompt's KV stays but for its last token,
+    /// whose logits are asked for again. A continuation's own last token need not be fed.
+    fn next_continuation(&mut self) -> bool {
+        let Work::Score { continuations, scores, greedy } = &mut self.work else { return false };
+        let Some(next) = continuations.get(scores.len()) else { return false };
+        scores.push(Vec::with_capacity(next.len()));
+        greedy.push(true);
+        self.sequence.truncate(self.prompt_tokens);
+        self.sequence.extend_from_slice(&next[..next.len().saturating_sub(1)]);
+        self.fed = self.fed.min(self.prompt_tokens - 1);
+        true
+    }
+
+    /// That an answer has ended.
+    pub(crate) fn finished(&self, reason: Finish, now: Instant) -> Event {
+        let completion_tokens = match self.work {
+            Work::Generate { drawn, .. } => drawn,
+            Work::Score { .. } => 0,
+        };
+        let started = self.started.unwrap_or(now);
+        let first_token = self.first_token.unwrap_or(now);
+        Event::Finished {
+            request: self.id,
+            reason,
+            version: self.pin.version,
+            digest: self.pin.digest,
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens,
+            context_tokens: self.pin.tokens,
+            timings: Timings {
+                queue: started.saturating_duration_since(self.arrived),
+                prefill: first_token.saturating_duration_since(started),
+                decode: now.saturating_duration_since(first_token),
+            },
+        }
+    }
+
+    fn scored(&mut self) -> Event {
+        let (scores, greedy) = match &mut self.work {
+            Work::Score { scores, greedy, .. } => (std::mem::take(scores), std::mem::take(greedy)),
+            Work::Generate { .. } => (Vec::new(), Vec::new()),
+        };
+        let (version, prompt_tokens) = (self.pin.version, self.prompt_tokens);
+        Event::Scored { request: self.id, scores, greedy, version, prompt_tokens }
+    }
+
+    /// Whether it is a generation.
+    pub(crate) fn generates(&self) -> bool {
+        matches!(self.work, Work::Generate { .. })
+    }
+}
