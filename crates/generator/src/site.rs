@@ -320,7 +320,8 @@ impl Associative {
         }
         let (first, last) = (range.start + usize::from(skip), range.end - 1);
         if first < last {
-            site.accumulate(&self.keys, &self.values, first..last)?;
+            let pairs = self.values.dim(0)?;
+            site.accumulate(&self.keys.narrow(0, 0, pairs)?, &self.values, first..last)?;
         }
         if first <= last {
             // Copies: a pending token must not keep the whole batch in memory.
