@@ -202,7 +202,7 @@ impl Lm {
         self.forward_traced(rows, kv, None)
     }
 
-    /// The same; `trace` receives the input of each layer and the output of the last, [T, D] each.
+    /// The same; `trace` receives the input of each layer and of the head, [T, D] each.
     pub(crate) fn forward_traced(
         &self,
         rows: &mut [Row<'_>],
@@ -234,10 +234,10 @@ impl Lm {
                 None => return Ok(Output { logits: None }),
             }
         }
+        let h = kernels::rms_norm(&h, Some(&self.final_norm), self.config.rms_norm_eps)?; // [wanted, D]
         if let Some(trace) = trace {
             trace.push(h.clone());
         }
-        let h = kernels::rms_norm(&h, Some(&self.final_norm), self.config.rms_norm_eps)?; // [wanted, D]
         Ok(Output { logits: Some(self.head.forward(&h)?) }) // [wanted, V]
     }
 

@@ -79,7 +79,7 @@ impl Lm {
         Ok(logits)
     }
 
-    /// The input of each decoder layer and the output of the last one, [T, D] each.
+    /// The input of each decoder layer and, last, that of the head (behind the final norm), [T, D] each.
     ///
     /// # Errors
     /// What [`Lm::forward`] says of the row.
