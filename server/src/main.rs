@@ -1,3 +1,178 @@
-//! The program `imprint`.
+//! The program `imprint`: a server, its clients' verbs, the demonstration, model files and measurements.
+//!
+//! Each verb is a call into a crate; here they are only named and wired. Start at [`Verb`].
 
-fn main() {}
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Instant,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use server::{Config, Server, config::Flags, models};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Language models whose weights take the imprint of what each session tells them
+#[derive(Debug, Parser)]
+#[command(name = "imprint", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Serve a model over gRPC
+    Serve(Flags),
+    /// Show the whole job once: a text becomes an adapter, and what it changes is measured
+    Demo {
+        /// What is served meanwhile.
+        #[command(flatten)]
+        flags: Flags,
+        /// How to demonstrate.
+        #[command(flatten)]
+        options: imprint_client::demo::Options,
+    },
+    /// Fetch and list model files
+    Model {
+        /// What to do.
+        #[command(subcommand)]
+        action: ModelAction,
+    },
+    /// What speaks to a server.
+    #[command(flatten)]
+    Client(imprint_client::cli::Verb),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ModelAction {
+    /// Fetch a model into the cache, and say where it lies
+    Pull {
+        /// The model: a name or a hub id
+        #[arg(default_value = models::DEFAULT)]
+        model: String,
+    },
+    /// List the models in the cache
+    Ls,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Standard output is for answers.
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,h2=warn,hyper=warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
+    match run(arguments.verb) {
+        Ok(code) => code,
+        Err(error) => {
+            // Nothing can be done if standard error is closed.
+            drop(writeln!(io::stderr(), "imprint: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Serve(flags) => {
+            let config = Config::load(&flags)?;
+            runtime(&config)?.block_on(serve(config))
+        }
+        Verb::Demo { flags, options } => {
+            let mut config = Config::load(&flags)?;
+            if flags.listen.is_none() {
+                config.listen = ([127, 0, 0, 1], 0).into();
+            }
+            // The demonstration calls without a key.
+            config.keys.clear();
+            runtime(&config)?.block_on(demo(config, options))
+        }
+        Verb::Model { action } => model(&action, &Config::load(&Flags::default())?.home),
+        Verb::Client(verb) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            match runtime.block_on(imprint_client::cli::run(verb)) {
+                Ok(()) => Ok(ExitCode::SUCCESS),
+                Err(failure) => {
+                    drop(writeln!(io::stderr(), "imprint: {failure}"));
+                    Ok(ExitCode::from(failure.exit_code()))
+                }
+            }
+        }
+    }
+}
+
+fn runtime(config: &Config) -> anyhow::Result<tokio::runtime::Runtime> {
+    if let Some(threads) = config.engine.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .context("compute threads")?;
+    }
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?)
+}
+
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut running = Server::start(config).await?;
+    let mut out = io::stdout();
+    writeln!(out, "imprint listens on http://{}", running.address())?;
+    out.flush()?;
+    let broken = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = running.broken() => true,
+    };
+    tracing::info!("shutting down");
+    running.shutdown().await?;
+    anyhow::ensure!(!broken, "the engine broke");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn demo(config: Config, options: imprint_client::demo::Options) -> anyhow::Result<ExitCode> {
+    let began = Instant::now();
+    let running = Server::start(config).await?;
+    tracing::info!(address = %running.address(), elapsed_ms = began.elapsed().as_millis(), "the server is ready");
+    let endpoint = format!("http://{}", running.address());
+    let report = imprint_client::demo::run(&endpoint, options).await;
+    running.shutdown().await?;
+    match report {
+        Ok(_) => Ok(ExitCode::SUCCESS),
+        Err(failure) => {
+            drop(writeln!(io::stderr(), "imprint: {failure}"));
+            Ok(ExitCode::from(failure.exit_code()))
+        }
+    }
+}
+
+fn model(action: &ModelAction, home: &PathBuf) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout();
+    match action {
+        ModelAction::Pull { model } => {
+            let (_, path) = models::pull(model, home)?;
+            writeln!(out, "{}", path.display())?;
+        }
+        ModelAction::Ls => {
+            for models::Cached { name, path, bytes } in models::list(home)? {
+                writeln!(
+                    out,
+                    "{name}\t{:.1} MB\t{}",
+                    bytes as f64 / 1e6,
+                    path.display()
+                )?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -38,7 +38,6 @@ pub struct ConfigError {
 
 /// Why a request has no answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
 pub enum RequestError {
     /// No open session has this name.
     #[error("there is no session {session}")]
@@ -123,7 +122,6 @@ pub enum RequestError {
 
 /// Why a session's command could not be done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum SessionError {
     /// No open session has this name.
     #[error("there is no session {session}")]

@@ -1,0 +1,569 @@
+//! The configuration: a TOML file, then the environment over it, then flags over both, read once and checked into types.
+//!
+//! The doc comments of the structs are the manual. An unknown key is refused with the nearest known one. In the environment a
+//! key is `IMPRINT_` and its path in capitals: `limits.chunk_bytes` is `IMPRINT_LIMITS_CHUNK_BYTES`. This is the only place that
+//! reads the environment. Start at [`Config::read`].
+
+#[cfg(test)]
+mod tests;
+
+mod names;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::auth::{Keys, KeysError};
+
+/// The port that the clients try by default.
+const PORT: u16 = 7461;
+/// What a variable of ours begins with.
+const PREFIX: &str = "IMPRINT_";
+/// Top-level keys whose values are text, whatever they look like.
+const TEXTS: [&str; 5] = ["listen", "model", "generator", "home", "data"];
+/// Top-level keys that are tables of their own.
+const SECTIONS: [&str; 4] = ["limits", "ingest", "engine", "shutdown"];
+
+/// What `imprint serve` can be told.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address to listen on; port 0 takes a free one. Without `keys` it must be a loopback address.
+    pub listen: SocketAddr,
+    /// The model: `smollm2-135m-instruct` (fetched once), a path to a GGUF file or to a folder in the Hugging Face layout, or a
+    /// hub id such as `Qwen/Qwen3-0.6B`.
+    pub model: String,
+    /// The generator: `default` (the one that ships for the model; none if none does), `none`, or a path to a folder.
+    pub generator: String,
+    /// Where model files are cached; by default `~/.cache/imprint`.
+    pub home: PathBuf,
+    /// Folder for durable sessions. They live in memory today: the folder is created and nothing is written to it.
+    pub data: Option<PathBuf>,
+    /// Bearer keys, each with its tenant: `"a-long-random-key" = "tenant"`. A session is seen by its own tenant only. Without
+    /// keys everybody is one tenant.
+    pub keys: BTreeMap<String, String>,
+    /// Bounds on what clients may ask.
+    pub limits: Limits,
+    /// How context is taken in.
+    pub ingest: Ingest,
+    /// Budgets of the engine.
+    pub engine: Engine,
+    /// How the server ends.
+    pub shutdown: Shutdown,
+}
+
+/// Bounds on what clients may ask.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of a chunk's content; an id counts four. A message may be twice this and 64 KiB.
+    pub chunk_bytes: usize,
+    /// Bytes of a prompt or of one continuation; an id counts four.
+    pub prompt_bytes: usize,
+    /// Chunks in a session.
+    pub session_chunks: usize,
+    /// Bytes of content that a session's log holds.
+    pub session_bytes: usize,
+    /// Generate, Score and Export calls at once.
+    pub requests: usize,
+    /// Ingest streams at once.
+    pub ingest_streams: usize,
+    /// Streams of one connection at once.
+    pub streams_per_connection: u32,
+    /// How long a request waits for a version of its session if it has no deadline of its own, in milliseconds.
+    pub wait_ms: u64,
+    /// How often an idle connection is pinged, in milliseconds.
+    pub keepalive_ms: u64,
+    /// How long a ping may stay without an answer, in milliseconds.
+    pub keepalive_timeout_ms: u64,
+}
+
+/// How context is taken in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ingest {
+    /// How long after a session's last chunk a version of it is published without being asked for, in milliseconds; 0: never.
+    pub idle_publish_ms: u64,
+    /// Context tokens of a session that are accepted and wait for the engine.
+    pub waiting_tokens: usize,
+    /// Context tokens of a session that the engine holds unread, over those of its open window.
+    pub unread_tokens: usize,
+}
+
+/// Budgets of the engine; what is absent keeps the engine's own default.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Engine {
+    /// Compute threads; absent: one a core.
+    pub threads: Option<usize>,
+    /// Tokens of a step.
+    pub step_tokens: Option<usize>,
+    /// Blocks of the KV cache.
+    pub kv_blocks: Option<usize>,
+    /// Tokens of a block.
+    pub block_size: Option<usize>,
+    /// Requests that decode at once.
+    pub max_running: Option<usize>,
+    /// Requests that wait.
+    pub max_queued: Option<usize>,
+    /// Sessions.
+    pub max_sessions: Option<usize>,
+    /// Documents of a session.
+    pub max_documents: Option<usize>,
+    /// Context tokens of a session.
+    pub max_session_tokens: Option<usize>,
+    /// Context tokens of all sessions that wait to be read.
+    pub max_queued_tokens: Option<usize>,
+    /// Bytes of all sessions' states.
+    pub state_budget_bytes: Option<usize>,
+    /// Whether quantised weights are expanded to f32.
+    pub dequantize: Option<bool>,
+}
+
+/// How the server ends.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shutdown {
+    /// How long running requests may go on after SIGTERM or SIGINT, in milliseconds.
+    pub drain_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
+            model: crate::models::DEFAULT.to_owned(),
+            generator: "default".to_owned(),
+            home: PathBuf::from(".imprint"),
+            data: None,
+            keys: BTreeMap::new(),
+            limits: Limits::default(),
+            ingest: Ingest::default(),
+            engine: Engine::default(),
+            shutdown: Shutdown::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            chunk_bytes: 1 << 20,
+            prompt_bytes: 1 << 20,
+            session_chunks: 1 << 20,
+            session_bytes: 256 << 20,
+            requests: 256,
+            ingest_streams: 256,
+            streams_per_connection: 256,
+            wait_ms: 60_000,
+            keepalive_ms: 30_000,
+            keepalive_timeout_ms: 20_000,
+        }
+    }
+}
+
+impl Default for Ingest {
+    fn default() -> Self {
+        Self {
+            idle_publish_ms: 200,
+            waiting_tokens: 65_536,
+            unread_tokens: 2_048,
+        }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { drain_ms: 10_000 }
+    }
+}
+
+/// What the command line says; it wins over the environment and the file.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Flags {
+    /// Address to listen on.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// The model: a name, a path or a hub id.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// The generator: `default`, `none` or a folder.
+    #[arg(long)]
+    pub generator: Option<String>,
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder for durable sessions.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no TOML.
+    #[error("{}: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what.
+        source: Box<toml::de::Error>,
+    },
+    /// There is no such key.
+    #[error("unknown key `{key}`{}", .nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default())]
+    UnknownKey {
+        /// The key with its path.
+        key: String,
+        /// The known one that is nearest to it, with its path.
+        nearest: Option<String>,
+    },
+    /// A value is of a wrong type.
+    #[error("{0}")]
+    Value(String),
+    /// A value that cannot be.
+    #[error("`{key}` is {value}, but must be {must}")]
+    Range {
+        /// The key with its path.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        must: &'static str,
+    },
+    /// The bearer keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// An address that others can reach, and no keys.
+    #[error(
+        "{0} can be reached by others: set `keys`, or listen on a loopback address such as 127.0.0.1"
+    )]
+    OpenAddress(SocketAddr),
+}
+
+impl Config {
+    /// Reads file (the flag's, else `IMPRINT_CONFIG`'s, else none), environment and flags.
+    ///
+    /// # Errors
+    /// Any [`Error`]; the message names the key.
+    pub fn load(flags: &Flags) -> Result<Self, Error> {
+        Self::read(
+            flags,
+            std::env::vars_os().filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.into_string().ok()?))
+            }),
+        )
+    }
+
+    /// As `load`, in the given environment.
+    ///
+    /// # Errors
+    /// Any [`Error`]; the message names the key.
+    pub fn read(
+        flags: &Flags,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Error> {
+        let environment: BTreeMap<String, String> = environment.into_iter().collect();
+        let path = flags
+            .config
+            .clone()
+            .or_else(|| environment.get("IMPRINT_CONFIG").map(PathBuf::from));
+        let mut table = match path {
+            Some(path) => read_file(&path)?,
+            None => Table::new(),
+        };
+        check_names(&table)?;
+        overlay_environment(&mut table, &environment)?;
+        overlay_flags(&mut table, flags);
+        if !table.contains_key("home") {
+            let base = environment
+                .get("HOME")
+                .map_or_else(|| PathBuf::from("."), PathBuf::from);
+            let home = base.join(".cache").join("imprint");
+            table.insert(
+                "home".to_owned(),
+                Value::String(home.to_string_lossy().into_owned()),
+            );
+        }
+        let config: Self = table
+            .try_into()
+            .map_err(|error| Error::Value(error.to_string().trim_end().to_owned()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what types cannot say, and returns the keys.
+    ///
+    /// # Errors
+    /// [`Error::Range`], [`Error::Keys`], [`Error::OpenAddress`].
+    pub fn check(&self) -> Result<Keys, Error> {
+        let Limits {
+            chunk_bytes,
+            prompt_bytes,
+            session_chunks,
+            session_bytes,
+            requests,
+            ingest_streams,
+            streams_per_connection,
+            wait_ms: _,
+            keepalive_ms,
+            keepalive_timeout_ms,
+        } = self.limits;
+        let positive = [
+            ("limits.session_chunks", session_chunks),
+            ("limits.session_bytes", session_bytes),
+            ("limits.requests", requests),
+            ("limits.ingest_streams", ingest_streams),
+            (
+                "limits.streams_per_connection",
+                streams_per_connection as usize,
+            ),
+            (
+                "limits.keepalive_ms",
+                usize::try_from(keepalive_ms).unwrap_or(usize::MAX),
+            ),
+            (
+                "limits.keepalive_timeout_ms",
+                usize::try_from(keepalive_timeout_ms).unwrap_or(usize::MAX),
+            ),
+            ("engine.threads", self.engine.threads.unwrap_or(1)),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err(Error::Range {
+                    key,
+                    value: value.to_string(),
+                    must: "1 or more",
+                });
+            }
+        }
+        for (key, bytes) in [
+            ("limits.chunk_bytes", chunk_bytes),
+            ("limits.prompt_bytes", prompt_bytes),
+        ] {
+            if !(16..=256 << 20).contains(&bytes) {
+                return Err(Error::Range {
+                    key,
+                    value: bytes.to_string(),
+                    must: "16 bytes to 256 MiB",
+                });
+            }
+        }
+        let counts = [
+            ("ingest.waiting_tokens", self.ingest.waiting_tokens),
+            ("ingest.unread_tokens", self.ingest.unread_tokens),
+        ];
+        for (key, tokens) in counts {
+            if !(1..=1 << 28).contains(&tokens) {
+                return Err(Error::Range {
+                    key,
+                    value: tokens.to_string(),
+                    must: "1 to 2^28",
+                });
+            }
+        }
+        let keys = Keys::new(&self.keys)?;
+        if keys.is_empty() && !self.listen.ip().is_loopback() {
+            return Err(Error::OpenAddress(self.listen));
+        }
+        Ok(keys)
+    }
+
+    /// Bytes of a message that a client may send.
+    #[must_use]
+    pub fn message_bytes(&self) -> usize {
+        self.limits.chunk_bytes.max(self.limits.prompt_bytes) * 2 + (64 << 10)
+    }
+
+    /// How long after the last chunk a version is published unasked; `None`: never.
+    #[must_use]
+    pub fn idle_publish(&self) -> Option<Duration> {
+        (self.ingest.idle_publish_ms > 0)
+            .then(|| Duration::from_millis(self.ingest.idle_publish_ms))
+    }
+}
+
+impl Engine {
+    /// The engine's own configuration with these budgets in it.
+    #[must_use]
+    pub fn settings(&self) -> engine::Config {
+        let mut settings = engine::Config::default();
+        let Self {
+            threads: _,
+            step_tokens,
+            kv_blocks,
+            block_size,
+            max_running,
+            max_queued,
+            max_sessions,
+            max_documents,
+            max_session_tokens,
+            max_queued_tokens,
+            state_budget_bytes,
+            dequantize,
+        } = self;
+        let set = |to: &mut usize, value: &Option<usize>| *to = value.unwrap_or(*to);
+        set(&mut settings.step_tokens, step_tokens);
+        set(&mut settings.kv_blocks, kv_blocks);
+        set(&mut settings.block_size, block_size);
+        set(&mut settings.max_running, max_running);
+        set(&mut settings.max_queued, max_queued);
+        set(&mut settings.max_sessions, max_sessions);
+        set(&mut settings.max_documents, max_documents);
+        set(&mut settings.max_session_tokens, max_session_tokens);
+        set(&mut settings.max_queued_tokens, max_queued_tokens);
+        set(&mut settings.state_budget_bytes, state_budget_bytes);
+        settings.dequantize = dequantize.unwrap_or(settings.dequantize);
+        settings
+    }
+}
+
+fn read_file(path: &Path) -> Result<Table, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|source| Error::Syntax {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+/// Keys that a table may hold: the top level's with an empty `section`. Keys of `keys` are free.
+fn known(section: &str) -> &'static [&'static str] {
+    match section {
+        "limits" => names::of::<Limits>(),
+        "ingest" => names::of::<Ingest>(),
+        "engine" => names::of::<Engine>(),
+        "shutdown" => names::of::<Shutdown>(),
+        _ => names::of::<Config>(),
+    }
+}
+
+fn check_names(table: &Table) -> Result<(), Error> {
+    for (key, value) in table {
+        if !known("").contains(&key.as_str()) {
+            return Err(unknown("", key));
+        }
+        let Some(section) = value
+            .as_table()
+            .filter(|_| SECTIONS.contains(&key.as_str()))
+        else {
+            continue;
+        };
+        if let Some(inner) = section
+            .keys()
+            .find(|inner| !known(key).contains(&inner.as_str()))
+        {
+            return Err(unknown(key, inner));
+        }
+    }
+    Ok(())
+}
+
+/// The error about an unknown key. The nearest known one is sought in all tables, for a key that was put into a wrong one.
+fn unknown(section: &str, key: &str) -> Error {
+    let path = |section: &str, key: &str| {
+        if section.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{section}.{key}")
+        }
+    };
+    let all = std::iter::once("")
+        .chain(SECTIONS)
+        .flat_map(|table| known(table).iter().map(move |name| (table, *name)));
+    let nearest = all
+        .map(|(table, name)| {
+            let elsewhere = if table == section { 0.0 } else { 0.05 };
+            (
+                strsim::jaro_winkler(key, name) - elsewhere,
+                path(table, name),
+            )
+        })
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name);
+    Error::UnknownKey {
+        key: path(section, key),
+        nearest,
+    }
+}
+
+/// Puts the variables that name a key over the file. Other `IMPRINT_*` variables belong to clients and tests.
+fn overlay_environment(
+    table: &mut Table,
+    environment: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    for (variable, raw) in environment {
+        let Some(name) = variable.strip_prefix(PREFIX).map(str::to_lowercase) else {
+            continue;
+        };
+        if TEXTS.contains(&name.as_str()) {
+            table.insert(name, Value::String(raw.clone()));
+        } else if name == "keys" {
+            table.insert(name, parsed(raw));
+        } else if let Some((section, key)) = SECTIONS
+            .into_iter()
+            .find_map(|section| Some((section, name.strip_prefix(section)?.strip_prefix('_')?)))
+        {
+            if !known(section).contains(&key) {
+                return Err(unknown(section, key));
+            }
+            let inner = table
+                .entry(section)
+                .or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(inner) = inner {
+                inner.insert(key.to_owned(), parsed(raw));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A variable's value as TOML has it; what is no TOML is text.
+fn parsed(raw: &str) -> Value {
+    let table: Option<Table> = toml::from_str(&format!("value = {raw}")).ok();
+    table
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(raw.to_owned()))
+}
+
+fn overlay_flags(table: &mut Table, flags: &Flags) {
+    let Flags {
+        listen,
+        model,
+        generator,
+        config: _,
+        data,
+    } = flags;
+    let texts = [
+        ("listen", listen.map(|address| address.to_string())),
+        ("model", model.clone()),
+        ("generator", generator.clone()),
+        (
+            "data",
+            data.as_ref()
+                .map(|path| path.to_string_lossy().into_owned()),
+        ),
+    ];
+    for (key, value) in texts {
+        if let Some(value) = value {
+            table.insert(key.to_owned(), Value::String(value));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What a configuration accepts, which source wins, and what each refusal says.
+
+use std::path::PathBuf;
+
+use super::{Config, Flags};
+
+fn read(file: &str, environment: &[(&str, &str)], flags: Flags) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("imprint.toml");
+    std::fs::write(&path, file).unwrap();
+    let flags = Flags {
+        config: Some(path),
+        ..flags
+    };
+    let environment = environment
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::read(&flags, environment).map_err(|error| error.to_string())
+}
+
+#[test]
+fn flags_win_over_the_environment_and_the_environment_over_the_file() {
+    let file = "model = 'file'\ngenerator = 'file'\nlisten = '127.0.0.1:1'\n[limits]\nchunk_bytes = 100\nrequests = 7";
+    let environment = [
+        ("IMPRINT_MODEL", "environment"),
+        ("IMPRINT_GENERATOR", "environment"),
+        ("IMPRINT_LIMITS_CHUNK_BYTES", "200"),
+        ("IMPRINT_ENGINE_DEQUANTIZE", "true"),
+        ("IMPRINT_HOME", "/somewhere"),
+        ("IMPRINT_ENDPOINT", "http://not.ours"),
+    ];
+    let config = read(
+        file,
+        &environment,
+        Flags {
+            model: Some("flag".into()),
+            ..Flags::default()
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        (config.model.as_str(), config.generator.as_str()),
+        ("flag", "environment")
+    );
+    assert_eq!(
+        (
+            config.limits.chunk_bytes,
+            config.limits.requests,
+            config.listen.port()
+        ),
+        (200, 7, 1)
+    );
+    assert_eq!(
+        (config.engine.dequantize, config.home),
+        (Some(true), PathBuf::from("/somewhere"))
+    );
+}
+
+#[test]
+fn the_cache_lies_in_the_home_folder_by_default() {
+    let config = read("", &[("HOME", "/home/x")], Flags::default()).unwrap();
+    assert_eq!(config.home, PathBuf::from("/home/x/.cache/imprint"));
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+    let say = |file| read(file, &[], Flags::default()).unwrap_err();
+    assert_eq!(
+        say("modle = 'x'"),
+        "unknown key `modle`; did you mean `model`?"
+    );
+    assert_eq!(
+        say("[limits]\nchunk_byte = 1"),
+        "unknown key `limits.chunk_byte`; did you mean `limits.chunk_bytes`?"
+    );
+    assert_eq!(
+        say("chunk_bytes = 1"),
+        "unknown key `chunk_bytes`; did you mean `limits.chunk_bytes`?"
+    );
+    assert_eq!(say("zzz = 1"), "unknown key `zzz`");
+    let error = read("", &[("IMPRINT_LIMITS_CHUNK_BYTE", "1")], Flags::default()).unwrap_err();
+    assert_eq!(
+        error,
+        "unknown key `limits.chunk_byte`; did you mean `limits.chunk_bytes`?"
+    );
+}
+
+#[test]
+fn values_of_a_wrong_type_or_range_are_refused_by_name() {
+    let say = |file| read(file, &[], Flags::default()).unwrap_err();
+    assert!(say("[limits]\nchunk_bytes = 'many'").contains("chunk_bytes"));
+    assert!(say("limits = 3").contains("limits"));
+    assert!(say("listen = 'nowhere'").contains("listen"));
+    assert!(say("[limits]\nchunk_bytes = -1").contains("chunk_bytes"));
+    assert!(say("[limits]\nrequests = 0").contains("limits.requests"));
+    assert!(say("[engine]\nthreads = 0").contains("engine.threads"));
+    assert!(say("[ingest]\nwaiting_tokens = 0").contains("ingest.waiting_tokens"));
+    assert!(say("model = ").contains("imprint.toml"));
+    let missing = Flags {
+        config: Some("/no/such/file".into()),
+        ..Flags::default()
+    };
+    assert!(
+        Config::read(&missing, [])
+            .unwrap_err()
+            .to_string()
+            .contains("/no/such/file")
+    );
+}
+
+#[test]
+fn without_keys_only_a_loopback_address_may_be_bound() {
+    let error = read("listen = '0.0.0.0:7461'", &[], Flags::default()).unwrap_err();
+    assert!(
+        error.contains("0.0.0.0:7461") && error.contains("keys"),
+        "{error}"
+    );
+    read("listen = '[::1]:0'", &[], Flags::default()).unwrap();
+    let config = read(
+        "listen = '0.0.0.0:1'\n[keys]\n'0123456789abcdef' = 'acme'",
+        &[],
+        Flags::default(),
+    )
+    .unwrap();
+    assert_eq!(config.keys.len(), 1);
+    let keys = [("IMPRINT_KEYS", "{ '0123456789abcdef' = 'acme' }")];
+    read("listen = '0.0.0.0:1'", &keys, Flags::default()).unwrap();
+}
+
+#[test]
+fn a_key_that_can_be_guessed_is_refused() {
+    assert!(
+        read("[keys]\n'short' = 'acme'", &[], Flags::default())
+            .unwrap_err()
+            .contains("16")
+    );
+    assert!(
+        read("[keys]\n'0123456789abcdef' = ''", &[], Flags::default())
+            .unwrap_err()
+            .contains("tenant")
+    );
+}

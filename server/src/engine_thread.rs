@@ -1,0 +1,554 @@
+//! The thread that owns the engine: commands in over a bounded channel, events out to whom they concern.
+//!
+//! It knows no text, no store and no gRPC. What the engine's queue for context has no room for is held here, in order, until
+//! steps have made room; a request that it has no room for is answered at once. The thread parks while there is nothing to do.
+//! Start at [`Worker::run`].
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use engine::{
+    Command, Digest, DocumentId, Engine, Event, Full, ModelInfo, Rejected, RequestId, Seq,
+    SessionError, SessionId, Version,
+};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::status::Error;
+
+/// Messages that wait for the thread.
+const MAILBOX: usize = 256;
+/// Context commands that are held because the engine's queue is full; beyond it the mailbox is not emptied.
+const HELD: usize = 1024;
+
+/// What a session's clients may know of it, as of the newest event.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The last accepted chunk.
+    pub accepted: u64,
+    /// All chunks up to this one are in the newest version.
+    pub applied: u64,
+    /// The newest version; 0 is the bare model.
+    pub version: u64,
+    /// Digest of its state.
+    pub digest: Option<Digest>,
+    /// Context tokens in it.
+    pub tokens: u64,
+    /// Bytes of state that ingestion needs.
+    pub state_bytes: u64,
+    /// Bytes of the core that serving needs.
+    pub core_bytes: u64,
+    /// How many publications were announced, repeated ones included.
+    pub announced: u64,
+    /// Whether the engine has opened the session.
+    pub opened: bool,
+    /// Why the session could not be opened, or why no more context can be taken.
+    pub failed: Option<SessionError>,
+    /// Why the last publication was refused, if it was.
+    pub refused: Option<SessionError>,
+    /// Whether the session is gone.
+    pub closed: bool,
+}
+
+impl Progress {
+    fn newest(
+        &mut self,
+        version: Version,
+        digest: Digest,
+        tokens: usize,
+        state_bytes: usize,
+        core_bytes: usize,
+    ) {
+        self.version = version.0;
+        self.digest = Some(digest);
+        self.tokens = tokens as u64;
+        self.state_bytes = state_bytes as u64;
+        self.core_bytes = core_bytes as u64;
+        self.announced += 1;
+    }
+}
+
+/// Where a session's events go.
+#[derive(Debug)]
+pub struct Link {
+    /// The newest of what happened.
+    pub progress: watch::Sender<Progress>,
+    /// Tokens that the engine may still be given unread.
+    pub credit: Semaphore,
+    /// Its permits when nothing is unread.
+    pub full_credit: usize,
+}
+
+impl Link {
+    /// A link of a session that has told nothing yet.
+    #[must_use]
+    pub fn new(full_credit: usize) -> Self {
+        Self {
+            progress: watch::Sender::default(),
+            credit: Semaphore::new(full_credit),
+            full_credit,
+        }
+    }
+
+    /// Gives tokens back, never more than there were: a fork or a forgotten document may be counted twice.
+    fn refund(&self, tokens: usize) {
+        let missing = self
+            .full_credit
+            .saturating_sub(self.credit.available_permits());
+        self.credit.add_permits(tokens.min(missing));
+    }
+}
+
+/// An answer to a request.
+#[derive(Debug)]
+pub enum Reply {
+    /// Something happened.
+    Event(Event),
+    /// The engine has no room for the request.
+    Overloaded,
+}
+
+/// A version without a document, or why the document could not be forgotten.
+pub type Forgotten = Result<(Version, Digest), SessionError>;
+
+/// Whom a command's events concern.
+#[derive(Debug)]
+pub enum Attach {
+    /// Nobody new.
+    Nobody,
+    /// A session that begins with this command.
+    Session(Arc<Link>),
+    /// A request. The channel holds all that can come: it is never full.
+    Request(mpsc::Sender<Reply>),
+    /// Who asked for a document to be forgotten.
+    Forget(oneshot::Sender<Forgotten>),
+}
+
+/// A command with whom it concerns.
+#[derive(Debug)]
+pub struct Message {
+    /// The command.
+    pub command: Command,
+    /// Whom its events concern.
+    pub attach: Attach,
+}
+
+/// The way to the thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    mailbox: mpsc::Sender<Message>,
+    model: Arc<ModelInfo>,
+    broken: watch::Receiver<bool>,
+}
+
+impl Handle {
+    /// What the engine serves.
+    #[must_use]
+    pub fn model(&self) -> &Arc<ModelInfo> {
+        &self.model
+    }
+
+    /// Becomes true once the engine is broken or gone.
+    #[must_use]
+    pub fn broken(&self) -> watch::Receiver<bool> {
+        self.broken.clone()
+    }
+
+    /// Sends a command; waits while the mailbox is full.
+    ///
+    /// # Errors
+    /// [`Error::EngineStopped`].
+    pub async fn send(&self, command: Command, attach: Attach) -> Result<(), Error> {
+        self.mailbox
+            .send(Message { command, attach })
+            .await
+            .map_err(|_| Error::EngineStopped)
+    }
+
+    /// Sends a request and returns where its replies come, at most `replies` of them.
+    ///
+    /// # Errors
+    /// [`Error::EngineStopped`].
+    pub async fn request(
+        &self,
+        command: Command,
+        replies: usize,
+    ) -> Result<mpsc::Receiver<Reply>, Error> {
+        let (sender, receiver) = mpsc::channel(replies.max(1));
+        self.send(command, Attach::Request(sender)).await?;
+        Ok(receiver)
+    }
+
+    /// Cancels a request. Never waits: a full mailbox is emptied by a task of its own.
+    pub fn cancel(&self, request: RequestId) {
+        let message = Message {
+            command: Command::Cancel { request },
+            attach: Attach::Nobody,
+        };
+        if let Err(mpsc::error::TrySendError::Full(message)) = self.mailbox.try_send(message) {
+            let mailbox = self.mailbox.clone();
+            tokio::spawn(async move { mailbox.send(message).await });
+        }
+    }
+}
+
+/// Loads the engine on its own thread and returns the way to it once it is loaded.
+///
+/// # Errors
+/// What the engine says of model, generator and configuration; [`Error::EngineStopped`] if the thread cannot be had.
+pub async fn start(
+    model: PathBuf,
+    generator: Option<PathBuf>,
+    settings: engine::Config,
+) -> Result<(Handle, JoinHandle<()>), StartError> {
+    let (mailbox, messages) = mpsc::channel(MAILBOX);
+    let (loaded, load) = oneshot::channel();
+    let (flag, broken) = watch::channel(false);
+    let body = move || {
+        let flag = Flag(flag);
+        let engine = match Engine::load(&model, generator.as_deref(), settings) {
+            Ok(engine) => engine,
+            Err(error) => {
+                drop(loaded.send(Err(error)));
+                return;
+            }
+        };
+        if loaded.send(Ok(Arc::clone(engine.model()))).is_ok() {
+            Worker::new(engine, messages).run();
+        }
+        drop(flag);
+    };
+    let thread = std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(body)
+        .map_err(StartError::Thread)?;
+    let model = load.await.map_err(|_| StartError::Panicked)??;
+    Ok((
+        Handle {
+            mailbox,
+            model,
+            broken,
+        },
+        thread,
+    ))
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The operating system gives no thread.
+    #[error("cannot start the engine's thread")]
+    Thread(#[source] std::io::Error),
+    /// Loading panicked.
+    #[error("the engine panicked while it loaded")]
+    Panicked,
+    /// Model, generator or configuration do not fit.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+}
+
+/// Says that the engine is gone, however the thread ends.
+struct Flag(watch::Sender<bool>);
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// What the thread needs of an engine; the tests put another in its place.
+trait Machine {
+    fn push(&mut self, command: Command) -> Result<(), Box<Full>>;
+    fn idle(&self) -> bool;
+    fn step(&mut self, events: &mut Vec<Event>) -> Result<(), engine::Error>;
+}
+
+impl Machine for Engine {
+    fn push(&mut self, command: Command) -> Result<(), Box<Full>> {
+        Engine::push(self, command)
+    }
+
+    fn idle(&self) -> bool {
+        Engine::idle(self)
+    }
+
+    fn step(&mut self, events: &mut Vec<Event>) -> Result<(), engine::Error> {
+        Engine::step(self, Instant::now, events)
+    }
+}
+
+struct Worker<M> {
+    engine: M,
+    messages: mpsc::Receiver<Message>,
+    sessions: HashMap<SessionId, Arc<Link>>,
+    /// The last `seq` that the engine took of a session.
+    told: HashMap<SessionId, Seq>,
+    requests: HashMap<RequestId, mpsc::Sender<Reply>>,
+    forgets: HashMap<(SessionId, DocumentId), oneshot::Sender<Forgotten>>,
+    /// Commands about sessions that the engine had no room for, in order.
+    held: VecDeque<Command>,
+}
+
+impl<M: Machine> Worker<M> {
+    fn new(engine: M, messages: mpsc::Receiver<Message>) -> Self {
+        Self {
+            engine,
+            messages,
+            sessions: HashMap::new(),
+            told: HashMap::new(),
+            requests: HashMap::new(),
+            forgets: HashMap::new(),
+            held: VecDeque::new(),
+        }
+    }
+
+    /// Works until all senders are gone or the engine breaks.
+    fn run(mut self) {
+        let mut events = Vec::new();
+        loop {
+            if self.engine.idle() && self.held.is_empty() {
+                match self.messages.blocking_recv() {
+                    Some(message) => self.take(message),
+                    None => return,
+                }
+            }
+            while self.held.len() < HELD {
+                match self.messages.try_recv() {
+                    Ok(message) => self.take(message),
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return,
+                }
+            }
+            self.retry();
+            if let Err(error) = self.engine.step(&mut events) {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the engine is broken"
+                );
+                return;
+            }
+            for event in events.drain(..) {
+                self.dispatch(event);
+            }
+        }
+    }
+
+    fn take(&mut self, Message { command, attach }: Message) {
+        match attach {
+            Attach::Nobody => {}
+            Attach::Session(link) => match &command {
+                Command::Open { session, .. } => drop(self.sessions.insert(*session, link)),
+                Command::Fork { to, .. } => drop(self.sessions.insert(*to, link)),
+                _ => {}
+            },
+            Attach::Request(replies) => match &command {
+                Command::Generate { request, .. }
+                | Command::Score { request, .. }
+                | Command::Export { request, .. } => {
+                    drop(self.requests.insert(*request, replies));
+                }
+                _ => {}
+            },
+            Attach::Forget(done) => {
+                if let Command::Forget { session, document } = &command {
+                    self.forgets.insert((*session, *document), done);
+                }
+            }
+        }
+        self.push(command);
+    }
+
+    /// Hands a command to the engine, or holds it if the engine or an earlier held one stands in the way.
+    fn push(&mut self, command: Command) {
+        let request = matches!(
+            command,
+            Command::Generate { .. }
+                | Command::Score { .. }
+                | Command::Export { .. }
+                | Command::Cancel { .. }
+        );
+        if !request && !self.held.is_empty() {
+            self.held.push_back(command);
+            return;
+        }
+        match self.try_push(command) {
+            None => {}
+            Some(
+                Command::Generate { request, .. }
+                | Command::Score { request, .. }
+                | Command::Export { request, .. },
+            ) => {
+                if let Some(replies) = self.requests.remove(&request) {
+                    // Nobody listens any more: nothing to tell.
+                    drop(replies.try_send(Reply::Overloaded));
+                }
+            }
+            Some(command) => self.held.push_back(command),
+        }
+    }
+
+    /// Hands a command to the engine; it comes back if there is no room for it.
+    fn try_push(&mut self, command: Command) -> Option<Command> {
+        let ended = match &command {
+            Command::Close { session } => Some(*session),
+            _ => None,
+        };
+        let told = match &command {
+            Command::Ingest { session, seq, .. } => Some((*session, *seq)),
+            _ => None,
+        };
+        if let Err(full) = self.engine.push(command) {
+            return Some(full.0);
+        }
+        self.told.extend(told);
+        if let Some(session) = ended {
+            self.sessions.remove(&session);
+            self.told.remove(&session);
+            self.forgets.retain(|(of, _), _| *of != session);
+        }
+        None
+    }
+
+    /// Tries the held commands again, in order, until one finds no room.
+    fn retry(&mut self) {
+        for _ in 0..self.held.len() {
+            let Some(command) = self.held.pop_front() else {
+                return;
+            };
+            if let Some(command) = self.try_push(command) {
+                if self.engine.idle() {
+                    self.relieve();
+                }
+                self.held.push_front(command);
+                return;
+            }
+        }
+    }
+
+    /// Windows that wait for more tokens fill the engine's queue, and nothing else is to be done: versions of their
+    /// sessions have them read. Versions depend on when one looks, the fold does not.
+    fn relieve(&mut self) {
+        for (session, link) in &self.sessions {
+            let unread = link.credit.available_permits() < link.full_credit;
+            let Some(seq) = self.told.get(session).copied().filter(|_| unread) else {
+                continue;
+            };
+            let (session, provisional) = (*session, Vec::new());
+            // A publication that finds no room is asked for again, by the next try.
+            drop(self.engine.push(Command::Publish {
+                session,
+                seq,
+                provisional,
+            }));
+        }
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        match event {
+            Event::Opened {
+                session,
+                seq,
+                version,
+                digest,
+                tokens,
+                state_bytes,
+                core_bytes,
+            } => {
+                self.note(session, |progress| {
+                    progress.opened = true;
+                    progress.applied = seq.0;
+                    progress.newest(version, digest, tokens, state_bytes, core_bytes);
+                });
+            }
+            Event::Applied {
+                session,
+                seq,
+                version,
+                digest,
+                tokens,
+                state_bytes,
+                core_bytes,
+            } => {
+                self.note(session, |progress| {
+                    progress.applied = progress.applied.max(seq.0);
+                    progress.refused = None;
+                    progress.newest(version, digest, tokens, state_bytes, core_bytes);
+                });
+            }
+            Event::Encoded { session, tokens } => {
+                if let Some(link) = self.sessions.get(&session) {
+                    link.refund(tokens);
+                }
+            }
+            Event::Forgotten {
+                session,
+                document,
+                version,
+                digest,
+                tokens,
+                state_bytes,
+                core_bytes,
+            } => {
+                self.note(session, |progress| {
+                    progress.newest(version, digest, tokens, state_bytes, core_bytes)
+                });
+                if let Some(done) = self.forgets.remove(&(session, document)) {
+                    // Who asked may have gone.
+                    drop(done.send(Ok((version, digest))));
+                }
+            }
+            Event::SessionFailed {
+                session,
+                rejected,
+                error,
+            } => self.session_failed(session, rejected, error),
+            Event::Token { request, .. } => self.reply(request, event, false),
+            Event::Finished { request, .. }
+            | Event::Scored { request, .. }
+            | Event::Exported { request, .. }
+            | Event::Failed { request, .. } => self.reply(request, event, true),
+        }
+    }
+
+    fn note(&self, session: SessionId, change: impl FnOnce(&mut Progress)) {
+        if let Some(link) = self.sessions.get(&session) {
+            link.progress.send_modify(change);
+        }
+    }
+
+    fn session_failed(&mut self, session: SessionId, rejected: Rejected, error: SessionError) {
+        tracing::warn!(session = session.0, ?rejected, %error, "the engine refused a session's command");
+        match rejected {
+            Rejected::Open | Rejected::Fork { .. } | Rejected::Ingest { .. } => {
+                self.note(session, |progress| progress.failed = Some(error));
+            }
+            Rejected::Publish { .. } => {
+                self.note(session, |progress| progress.refused = Some(error))
+            }
+            Rejected::Forget { document } => {
+                if let Some(done) = self.forgets.remove(&(session, document)) {
+                    drop(done.send(Err(error)));
+                }
+            }
+        }
+    }
+
+    fn reply(&mut self, request: RequestId, event: Event, last: bool) {
+        let Some(replies) = self.requests.get(&request) else {
+            return;
+        };
+        // Who asked may have gone; the request was cancelled then and ends by itself.
+        drop(replies.try_send(Reply::Event(event)));
+        if last {
+            self.requests.remove(&request);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! ContextService: what a session is told.
+//!
+//! One task a stream: it takes chunks one by one and answers each, and tells of new versions in between. Answers go through a
+//! short queue; while the reader is slow nothing more is taken from the client, and of several versions only the newest is told.
+//! What happens to a chunk is in `sessions`. Start at `Stream::run`.
+
+use std::sync::Arc;
+
+use imprint_proto::v1::{
+    self, context_service_server::ContextService, ingest_chunk::Content, ingest_request,
+    ingest_response,
+};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{Shared, reached};
+use crate::{
+    edge::{Phase, readable, tenant},
+    engine_thread::Progress,
+    sessions::{Session, session::User},
+    status::{Error, Violation},
+};
+
+/// Answers that wait for the reader.
+const ANSWERS: usize = 32;
+
+/// The service.
+pub struct Service(pub Arc<Shared>);
+
+type Answer = Result<v1::IngestResponse, Status>;
+
+#[async_trait]
+impl ContextService for Service {
+    type IngestStream = ReceiverStream<Answer>;
+
+    async fn ingest(
+        &self,
+        request: Request<Streaming<v1::IngestRequest>>,
+    ) -> Result<Response<Self::IngestStream>, Status> {
+        let tenant = tenant(&request)?;
+        let streams = Arc::clone(&self.0.streams).try_acquire_owned();
+        let permit = streams.map_err(|_| Error::Busy {
+            what: "ingest streams",
+        })?;
+        let (answers, receiver) = mpsc::channel(ANSWERS);
+        let shared = Arc::clone(&self.0);
+        let messages = request.into_inner();
+        // The answer's head goes out at once: a client may wait for it before it sends `open`.
+        tokio::spawn(async move {
+            let stream = Stream {
+                messages,
+                answers: answers.clone(),
+                phase: shared.phase.clone(),
+            };
+            if let Err(error) = stream.open(&shared, &tenant, permit).await {
+                // The reader may have gone.
+                drop(answers.send(Err(error)).await);
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+struct Stream {
+    messages: Streaming<v1::IngestRequest>,
+    answers: mpsc::Sender<Answer>,
+    phase: watch::Receiver<Phase>,
+}
+
+/// What a stream waits for.
+enum Next {
+    Message(Option<v1::IngestRequest>),
+    Announced,
+    Gone,
+    Draining,
+}
+
+fn invalid(field: &str, why: &str) -> Status {
+    Error::Invalid(vec![Violation::new(field, why)]).into()
+}
+
+impl Stream {
+    async fn open(
+        mut self,
+        shared: &Shared,
+        tenant: &crate::auth::Tenant,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), Status> {
+        let first = tokio::select! {
+            () = self.answers.closed() => return Ok(()),
+            () = reached(&mut self.phase, Phase::Draining) => return Err(Error::ShuttingDown.into()),
+            first = self.messages.message() => first.map_err(readable)?,
+        };
+        let open = match first.and_then(|first| first.message) {
+            Some(ingest_request::Message::Open(open)) => open,
+            _ => return Err(invalid("open", "must be the first message")),
+        };
+        let session = shared.sessions.get(tenant, &open.session_id)?;
+        let user = session.user();
+        let done = self.run(&session).await;
+        drop::<(User, OwnedSemaphorePermit)>((user, permit));
+        done
+    }
+
+    async fn run(&mut self, session: &Arc<Session>) -> Result<(), Status> {
+        let mut progress = session.progress();
+        progress.mark_unchanged();
+        let mut told = progress.borrow().announced;
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = self.answers.closed() => Next::Gone,
+                changed = progress.changed() => changed.map(|()| Next::Announced).map_err(|_| Error::EngineStopped)?,
+                () = reached(&mut self.phase, Phase::Draining) => Next::Draining,
+                message = self.messages.message() => Next::Message(message.map_err(readable)?),
+            };
+            match next {
+                Next::Gone => return Ok(()),
+                Next::Announced => self.tell(session, &progress, &mut told).await?,
+                Next::Draining => {
+                    self.last(session, &mut progress, told).await?;
+                    return Err(Error::ShuttingDown.into());
+                }
+                Next::Message(None) => return self.last(session, &mut progress, told).await,
+                Next::Message(Some(message)) => self.handle(session, message).await?,
+            }
+        }
+    }
+
+    async fn handle(&self, session: &Session, message: v1::IngestRequest) -> Result<(), Status> {
+        match message.message {
+            Some(ingest_request::Message::Chunk(chunk)) => {
+                let seq = chunk.seq;
+                let duplicate = session.take(seq, content(chunk)?).await?.duplicate;
+                let accepted = v1::IngestAccepted { seq, duplicate };
+                self.send(ingest_response::Message::Accepted(accepted))
+                    .await;
+                Ok(())
+            }
+            Some(ingest_request::Message::Flush(v1::IngestFlush {})) => {
+                session.publish().await?;
+                Ok(())
+            }
+            Some(ingest_request::Message::Open(_)) => Err(invalid(
+                "open",
+                "came before; a stream speaks of one session",
+            )),
+            None => Err(invalid("message", "is required")),
+        }
+    }
+
+    /// Tells the newest version, if it was announced since the last time.
+    async fn tell(
+        &self,
+        session: &Session,
+        progress: &watch::Receiver<Progress>,
+        told: &mut u64,
+    ) -> Result<(), Status> {
+        // Wait for the reader first: what is told then is the newest.
+        let Ok(place) = self.answers.reserve().await else {
+            return Ok(());
+        };
+        let now = progress.borrow().clone();
+        trouble(session, &now)?;
+        if now.announced > *told {
+            *told = now.announced;
+            place.send(Ok(applied(&now)));
+        }
+        Ok(())
+    }
+
+    /// Publishes what has come, waits until it is applied, and tells it.
+    async fn last(
+        &mut self,
+        session: &Session,
+        progress: &mut watch::Receiver<Progress>,
+        mut told: u64,
+    ) -> Result<(), Status> {
+        let before = progress.borrow().announced;
+        let Some(seq) = session.publish().await? else {
+            return Ok(());
+        };
+        loop {
+            let now = progress.borrow_and_update().clone();
+            trouble(session, &now)?;
+            if now.applied >= seq && now.announced > before {
+                break;
+            }
+            tokio::select! {
+                () = self.answers.closed() => return Ok(()),
+                () = reached(&mut self.phase, Phase::Over) => return Err(Error::ShuttingDown.into()),
+                changed = progress.changed() => changed.map_err(|_| Error::EngineStopped)?,
+            }
+        }
+        self.tell(session, progress, &mut told).await
+    }
+
+    async fn send(&self, message: ingest_response::Message) {
+        // A reader that has gone is noticed by the loop.
+        drop(
+            self.answers
+                .send(Ok(v1::IngestResponse {
+                    message: Some(message),
+                }))
+                .await,
+        );
+    }
+}
+
+/// What stands in the way of a session's context.
+fn trouble(session: &Session, progress: &Progress) -> Result<(), Status> {
+    if progress.closed {
+        return Err(Error::UnknownSession(session.name.clone()).into());
+    }
+    match progress.failed.as_ref().or(progress.refused.as_ref()) {
+        Some(error) => Err(Error::Context(error.clone()).into()),
+        None => Ok(()),
+    }
+}
+
+fn applied(progress: &Progress) -> v1::IngestResponse {
+    let applied = v1::IngestApplied {
+        seq: progress.applied,
+        adapter_version: progress.version,
+        state_digest: progress
+            .digest
+            .map(|digest| digest.to_string())
+            .unwrap_or_default(),
+        tokens: progress.tokens,
+    };
+    v1::IngestResponse {
+        message: Some(ingest_response::Message::Applied(applied)),
+    }
+}
+
+fn content(chunk: v1::IngestChunk) -> Result<store::Chunk, Status> {
+    let content = match chunk.content {
+        Some(Content::Text(text)) => store::Content::Text(text),
+        Some(Content::TokenIds(ids)) => store::Content::Ids(ids.ids),
+        None => return Err(invalid("chunk.content", "is required")),
+    };
+    Ok(store::Chunk {
+        document: chunk.document_id,
+        content,
+        end_of_document: chunk.end_of_document,
+    })
+}

@@ -1,0 +1,345 @@
+//! SessionService: who carries an imprint.
+//!
+//! Checks labels, lifetimes, windows and masks; the sessions themselves are in `sessions`. Start at [`Service`].
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use imprint_proto::v1::{self, session_service_server::SessionService};
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{Shared, count, duration, strategy, timestamp};
+use crate::{
+    edge::tenant,
+    sessions::{About, Session, Wanted},
+    status::{Error, Violation},
+};
+
+/// Labels of a session.
+const LABELS: usize = 64;
+/// Bytes of a label's key.
+const LABEL_KEY: usize = 63;
+/// Bytes of a label's value.
+const LABEL_VALUE: usize = 256;
+/// Bytes of a client's name for a request.
+const REQUEST_ID: usize = 128;
+/// The shortest time to live.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// The service.
+pub struct Service(pub Arc<Shared>);
+
+impl Service {
+    fn message(&self, session: &Session) -> v1::Session {
+        let progress = session.progress().borrow().clone();
+        let about = session.about().clone();
+        v1::Session {
+            session_id: session.name.clone(),
+            model: self.0.model.clone(),
+            strategy: strategy(session.strategy).into(),
+            window: count(session.window),
+            labels: about.labels.into_iter().collect(),
+            ttl: about.ttl.map(duration),
+            create_time: Some(timestamp(session.created)),
+            update_time: Some(timestamp(about.used_time)),
+            expire_time: about
+                .ttl
+                .and_then(|ttl| about.used_time.checked_add(ttl))
+                .map(timestamp),
+            adapter_version: progress.version,
+            state_digest: progress
+                .digest
+                .map(|digest| digest.to_string())
+                .unwrap_or_default(),
+            accepted_seq: progress.accepted,
+            applied_seq: progress.applied,
+            context_tokens: progress.tokens,
+            documents: count(session.document_count()),
+            state_bytes: progress.state_bytes,
+            core_bytes: progress.core_bytes,
+            forked_from: session.forked_from.clone().unwrap_or_default(),
+        }
+    }
+
+    fn wanted(&self, request: &v1::CreateSessionRequest) -> Result<Wanted, Error> {
+        self.0.check_model(&request.model)?;
+        let generator = self
+            .0
+            .engine
+            .model()
+            .generator
+            .as_ref()
+            .ok_or(Error::NoGenerator)?;
+        let mut violations = Vec::new();
+        let strategy = match v1::Strategy::try_from(request.strategy) {
+            Ok(v1::Strategy::Unspecified) => generator.strategy,
+            Ok(v1::Strategy::Concat) => engine::Strategy::Concat,
+            Ok(v1::Strategy::Parallel) => engine::Strategy::Parallel,
+            Ok(v1::Strategy::Sequential) => engine::Strategy::Sequential,
+            Err(_) => {
+                violations.push(Violation::new(
+                    "strategy",
+                    format!("is {}, which is none", request.strategy),
+                ));
+                generator.strategy
+            }
+        };
+        if request.request_id.len() > REQUEST_ID {
+            violations.push(Violation::new(
+                "request_id",
+                format!("has more than {REQUEST_ID} bytes"),
+            ));
+        }
+        let window = if request.window == 0 {
+            generator.window
+        } else {
+            request.window as usize
+        };
+        let context = self.0.engine.model().context_length;
+        if window > context {
+            violations.push(Violation::new(
+                "window",
+                format!("is {window}, more than the model's {context}"),
+            ));
+        }
+        let labels = labels("labels", &request.labels, &mut violations);
+        let ttl = ttl("ttl", request.ttl, &mut violations);
+        if violations.is_empty() {
+            Ok(Wanted {
+                strategy,
+                window,
+                labels,
+                ttl,
+            })
+        } else {
+            Err(Error::Invalid(violations))
+        }
+    }
+}
+
+fn labels(
+    field: &str,
+    labels: &HashMap<String, String>,
+    violations: &mut Vec<Violation>,
+) -> BTreeMap<String, String> {
+    if labels.len() > LABELS {
+        violations.push(Violation::new(
+            field,
+            format!("are {}, more than {LABELS}", labels.len()),
+        ));
+    }
+    for (key, value) in labels {
+        if key.is_empty() || key.len() > LABEL_KEY {
+            violations.push(Violation::new(
+                field,
+                format!("have a key that is not of 1 to {LABEL_KEY} bytes"),
+            ));
+        }
+        if value.len() > LABEL_VALUE {
+            violations.push(Violation::new(
+                field,
+                format!("have a value of more than {LABEL_VALUE} bytes"),
+            ));
+        }
+    }
+    labels.clone().into_iter().collect()
+}
+
+fn ttl(
+    field: &str,
+    ttl: Option<prost_types::Duration>,
+    violations: &mut Vec<Violation>,
+) -> Option<Duration> {
+    let ttl = ttl?;
+    match Duration::try_from(ttl) {
+        // The last second that a timestamp can show is in the year 9999; half of that is enough for anybody.
+        Ok(ttl) if ttl >= SHORTEST && ttl.as_secs() < 100_000_000_000 => Some(ttl),
+        _ => {
+            violations.push(Violation::new(
+                field,
+                "is not from one second to 3,000 years",
+            ));
+            None
+        }
+    }
+}
+
+fn checked(violations: Vec<Violation>) -> Result<(), Error> {
+    if violations.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Invalid(violations))
+    }
+}
+
+#[async_trait]
+impl SessionService for Service {
+    async fn create_session(
+        &self,
+        request: Request<v1::CreateSessionRequest>,
+    ) -> Result<Response<v1::CreateSessionResponse>, Status> {
+        let tenant = tenant(&request)?;
+        let request = request.into_inner();
+        let wanted = self.wanted(&request)?;
+        let session = self
+            .0
+            .sessions
+            .create(&tenant, &request.request_id, wanted)
+            .await?;
+        Ok(Response::new(v1::CreateSessionResponse {
+            session: Some(self.message(&session)),
+        }))
+    }
+
+    async fn get_session(
+        &self,
+        request: Request<v1::GetSessionRequest>,
+    ) -> Result<Response<v1::GetSessionResponse>, Status> {
+        let session = self
+            .0
+            .sessions
+            .get(&tenant(&request)?, &request.get_ref().session_id)?;
+        Ok(Response::new(v1::GetSessionResponse {
+            session: Some(self.message(&session)),
+        }))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        let tenant = tenant(&request)?;
+        let v1::ListSessionsRequest {
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let page = self.0.sessions.list(&tenant, page_size, &page_token)?;
+        let sessions = page
+            .sessions
+            .iter()
+            .map(|session| self.message(session))
+            .collect();
+        Ok(Response::new(v1::ListSessionsResponse {
+            sessions,
+            next_page_token: page.next,
+        }))
+    }
+
+    async fn update_session(
+        &self,
+        request: Request<v1::UpdateSessionRequest>,
+    ) -> Result<Response<v1::UpdateSessionResponse>, Status> {
+        let tenant = tenant(&request)?;
+        let v1::UpdateSessionRequest {
+            session: wanted,
+            update_mask,
+        } = request.into_inner();
+        let required = |field| Error::Invalid(vec![Violation::new(field, "is required")]);
+        let wanted = wanted.ok_or_else(|| required("session"))?;
+        let mask = update_mask
+            .filter(|mask| !mask.paths.is_empty())
+            .ok_or_else(|| required("update_mask"))?;
+        let session = self.0.sessions.get(&tenant, &wanted.session_id)?;
+        let mut violations = Vec::new();
+        let mut change = (None, None);
+        for path in &mask.paths {
+            match path.as_str() {
+                "labels" => {
+                    change.0 = Some(labels("session.labels", &wanted.labels, &mut violations))
+                }
+                "ttl" => change.1 = Some(ttl("session.ttl", wanted.ttl, &mut violations)),
+                _ => violations.push(Violation::new(
+                    "update_mask",
+                    format!("names `{path}`; `labels` and `ttl` can be changed"),
+                )),
+            }
+        }
+        checked(violations)?;
+        {
+            let mut about = session.about();
+            if let Some(labels) = change.0 {
+                about.labels = labels;
+            }
+            if let Some(ttl) = change.1 {
+                about.ttl = ttl;
+            }
+        }
+        Ok(Response::new(v1::UpdateSessionResponse {
+            session: Some(self.message(&session)),
+        }))
+    }
+
+    async fn delete_session(
+        &self,
+        request: Request<v1::DeleteSessionRequest>,
+    ) -> Result<Response<v1::DeleteSessionResponse>, Status> {
+        let session = self
+            .0
+            .sessions
+            .get(&tenant(&request)?, &request.get_ref().session_id)?;
+        self.0.sessions.delete(&session);
+        Ok(Response::new(v1::DeleteSessionResponse {}))
+    }
+
+    async fn fork_session(
+        &self,
+        request: Request<v1::ForkSessionRequest>,
+    ) -> Result<Response<v1::ForkSessionResponse>, Status> {
+        let from = self
+            .0
+            .sessions
+            .get(&tenant(&request)?, &request.get_ref().session_id)?;
+        let request = request.into_inner();
+        let mut violations = Vec::new();
+        let labels = labels("labels", &request.labels, &mut violations);
+        let ttl = ttl("ttl", request.ttl, &mut violations);
+        checked(violations)?;
+        let fork = self.0.sessions.fork(&from, About::new(labels, ttl)).await?;
+        Ok(Response::new(v1::ForkSessionResponse {
+            session: Some(self.message(&fork)),
+        }))
+    }
+
+    async fn list_documents(
+        &self,
+        request: Request<v1::ListDocumentsRequest>,
+    ) -> Result<Response<v1::ListDocumentsResponse>, Status> {
+        let session = self
+            .0
+            .sessions
+            .get(&tenant(&request)?, &request.get_ref().session_id)?;
+        let documents = session
+            .documents()
+            .into_iter()
+            .map(|document| v1::Document {
+                document_id: document.name,
+                tokens: document.tokens as u64,
+                complete: document.complete,
+                first_seq: document.first_seq,
+                last_seq: document.last_seq,
+            });
+        Ok(Response::new(v1::ListDocumentsResponse {
+            documents: documents.collect(),
+        }))
+    }
+
+    async fn forget_document(
+        &self,
+        request: Request<v1::ForgetDocumentRequest>,
+    ) -> Result<Response<v1::ForgetDocumentResponse>, Status> {
+        let session = self
+            .0
+            .sessions
+            .get(&tenant(&request)?, &request.get_ref().session_id)?;
+        let user = session.user();
+        let (version, digest) = session.forget(&request.get_ref().document_id).await?;
+        drop(user);
+        Ok(Response::new(v1::ForgetDocumentResponse {
+            adapter_version: version.0,
+            state_digest: digest.to_string(),
+        }))
+    }
+}
