@@ -93,7 +93,13 @@ impl Config {
         let keys = match serde_json::from_slice(json) {
             Ok(Value::Object(keys)) => Keys(keys),
             Ok(_) => return Err(unsupported("(file)", "no JSON object", "a JSON object")),
-            Err(fault) => return Err(unsupported("(file)", &format!("no JSON: {fault}"), "a JSON object")),
+            Err(fault) => {
+                return Err(unsupported(
+                    "(file)",
+                    &format!("no JSON: {fault}"),
+                    "a JSON object",
+                ));
+            }
         };
         keys.only("peft_type", &["FASTLORA"], true)?;
         keys.only("fastlora_arch", &["aassbb"], false)?;
@@ -103,29 +109,42 @@ impl Config {
         keys.zero("lora_r")?;
 
         let write = keys.write()?;
-        let read_out = match keys.word("fastlora_norm", &["svd", "frobenius", "spectral", "ridge"])? {
-            Some(1) => ReadOut::Frobenius,
-            Some(2) => ReadOut::Spectral,
-            Some(3) => ReadOut::Ridge,
-            _ => ReadOut::Svd,
-        };
-        let strategy = match keys.word("fastlora_strategy", &["concat", "parallel", "sequential", "sequential-long"])? {
+        let read_out =
+            match keys.word("fastlora_norm", &["svd", "frobenius", "spectral", "ridge"])? {
+                Some(1) => ReadOut::Frobenius,
+                Some(2) => ReadOut::Spectral,
+                Some(3) => ReadOut::Ridge,
+                _ => ReadOut::Svd,
+            };
+        let strategy = match keys.word(
+            "fastlora_strategy",
+            &["concat", "parallel", "sequential", "sequential-long"],
+        )? {
             Some(0) => Strategy::Concat,
             Some(1) => Strategy::Parallel,
             Some(_) => Strategy::Sequential,
             None if read_out == ReadOut::Ridge => Strategy::Parallel,
             None => Strategy::Sequential,
         };
-        let r2 = keys.size("fastlora_r", MAX_RANK)?.ok_or(Error::MissingKey { key: "fastlora_r" })?;
+        let r2 = keys
+            .size("fastlora_r", MAX_RANK)?
+            .ok_or(Error::MissingKey { key: "fastlora_r" })?;
         let r1 = keys.size("fastlora_inter_size", MAX_RANK)?.unwrap_or(r2);
-        let max_rank = keys.size("fastlora_max_rank", MAX_RANK)?.ok_or(Error::MissingKey { key: "fastlora_max_rank" })?;
+        let max_rank = keys
+            .size("fastlora_max_rank", MAX_RANK)?
+            .ok_or(Error::MissingKey {
+                key: "fastlora_max_rank",
+            })?;
         let skip_last = keys.flag("fastlora_skip_last", "0 or 1")?;
         let skip_last = match write {
             Write::Published if skip_last == Some(true) => {
                 return Err(keys.refuse("fastlora_skip_last", "0 in the published form"));
             }
             Write::Associative if skip_last == Some(false) => {
-                return Err(keys.refuse("fastlora_skip_last", "1 with next_token_embedding: the last token has no successor"));
+                return Err(keys.refuse(
+                    "fastlora_skip_last",
+                    "1 with next_token_embedding: the last token has no successor",
+                ));
             }
             Write::Published => false,
             Write::Associative => true,
@@ -137,7 +156,11 @@ impl Config {
             r2,
             max_rank: max_rank.min(r1).min(r2),
             alpha: keys.alpha()?,
-            window: keys.size("fastlora_window", MAX_WINDOW)?.ok_or(Error::MissingKey { key: "fastlora_window" })?,
+            window: keys
+                .size("fastlora_window", MAX_WINDOW)?
+                .ok_or(Error::MissingKey {
+                    key: "fastlora_window",
+                })?,
             strategy,
             modules: keys.modules()?,
             layers: keys.layers()?,
@@ -153,12 +176,20 @@ impl Config {
 
     /// Whether a weight file with this digest is a base of the generator; true if the config names none.
     pub fn names_base(&self, digest: &str) -> bool {
-        self.base_digest.is_empty() || self.base_digest.iter().any(|known| known.eq_ignore_ascii_case(digest))
+        self.base_digest.is_empty()
+            || self
+                .base_digest
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(digest))
     }
 }
 
 fn unsupported(key: &'static str, value: &str, supported: &'static str) -> Error {
-    Error::UnsupportedValue { key, value: value.to_owned(), supported }
+    Error::UnsupportedValue {
+        key,
+        value: value.to_owned(),
+        supported,
+    }
 }
 
 /// The file's keys; null counts as missing throughout.
@@ -174,10 +205,19 @@ impl Keys {
         if value.chars().count() > 200 {
             value = value.chars().take(200).chain("...".chars()).collect();
         }
-        Error::UnsupportedValue { key, value, supported }
+        Error::UnsupportedValue {
+            key,
+            value,
+            supported,
+        }
     }
 
-    fn only(&self, key: &'static str, words: &'static [&'static str; 1], required: bool) -> Result<(), Error> {
+    fn only(
+        &self,
+        key: &'static str,
+        words: &'static [&'static str; 1],
+        required: bool,
+    ) -> Result<(), Error> {
         match self.get(key) {
             None if required => Err(Error::MissingKey { key }),
             None => Ok(()),
@@ -195,8 +235,12 @@ impl Keys {
 
     /// Index of the word in the list of those that are supported.
     fn word(&self, key: &'static str, words: &[&'static str]) -> Result<Option<usize>, Error> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        let found = value.as_str().and_then(|word| words.iter().position(|known| *known == word));
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let found = value
+            .as_str()
+            .and_then(|word| words.iter().position(|known| *known == word));
         let supported = match key {
             "fastlora_norm" => "svd, frobenius, spectral, ridge",
             "fastlora_strategy" => "concat, parallel, sequential, sequential-long",
@@ -212,21 +256,34 @@ impl Keys {
         match (key, value) {
             (None, None) => Ok(Write::Published),
             (Some(_), Some(_)) => Ok(Write::Associative),
-            (Some(_), None) => Err(Error::MissingKey { key: "fastlora_value" }),
-            (None, Some(_)) => Err(Error::MissingKey { key: "fastlora_key" }),
+            (Some(_), None) => Err(Error::MissingKey {
+                key: "fastlora_value",
+            }),
+            (None, Some(_)) => Err(Error::MissingKey {
+                key: "fastlora_key",
+            }),
         }
     }
 
     fn size(&self, key: &'static str, most: usize) -> Result<Option<usize>, Error> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        let size = value.as_u64().and_then(|size| usize::try_from(size).ok()).filter(|size| (1..=most).contains(size));
-        size.map(Some).ok_or_else(|| self.refuse(key, "a positive integer of sensible size"))
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let size = value
+            .as_u64()
+            .and_then(|size| usize::try_from(size).ok())
+            .filter(|size| (1..=most).contains(size));
+        size.map(Some)
+            .ok_or_else(|| self.refuse(key, "a positive integer of sensible size"))
     }
 
     fn alpha(&self) -> Result<f64, Error> {
         let key = "fastlora_alpha";
         let value = self.get(key).ok_or(Error::MissingKey { key })?;
-        value.as_f64().filter(|alpha| alpha.is_finite() && *alpha > 0.0).ok_or_else(|| self.refuse(key, "a positive number"))
+        value
+            .as_f64()
+            .filter(|alpha| alpha.is_finite() && *alpha > 0.0)
+            .ok_or_else(|| self.refuse(key, "a positive number"))
     }
 
     fn flag(&self, key: &'static str, supported: &'static str) -> Result<Option<bool>, Error> {
@@ -256,7 +313,10 @@ impl Keys {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(vec![text.clone()])),
             Some(Value::Array(items)) => {
-                let texts: Option<Vec<_>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
+                let texts: Option<Vec<_>> = items
+                    .iter()
+                    .map(|item| item.as_str().map(str::to_owned))
+                    .collect();
                 texts.map(Some).ok_or_else(refuse)
             }
             Some(_) => Err(refuse()),
@@ -265,35 +325,58 @@ impl Keys {
 
     fn prompt_format(&self) -> Result<Option<String>, Error> {
         match self.text("prompt_format")? {
-            Some(format) if !format.contains("{question}") => Err(self.refuse("prompt_format", "text with {question} in it")),
+            Some(format) if !format.contains("{question}") => {
+                Err(self.refuse("prompt_format", "text with {question} in it"))
+            }
             format => Ok(format),
         }
     }
 
     fn modules(&self) -> Result<Vec<Module>, Error> {
-        let key = if self.get("fastlora_param").is_some() { "fastlora_param" } else { "target_modules" };
-        let names = self.texts(key)?.ok_or(Error::MissingKey { key: "fastlora_param" })?;
+        let key = if self.get("fastlora_param").is_some() {
+            "fastlora_param"
+        } else {
+            "target_modules"
+        };
+        let names = self.texts(key)?.ok_or(Error::MissingKey {
+            key: "fastlora_param",
+        })?;
         let modules: Option<Vec<_>> = names.iter().map(|name| Module::from_name(name)).collect();
         let mut modules = modules
             .filter(|modules| !modules.is_empty())
-            .ok_or_else(|| self.refuse(key, "some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"))?;
+            .ok_or_else(|| {
+                self.refuse(
+                    key,
+                    "some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+                )
+            })?;
         modules.sort_unstable();
         modules.dedup();
         Ok(modules)
     }
 
     fn layers(&self) -> Result<Option<Vec<usize>>, Error> {
-        let key = if self.get("fastlora_layers").is_some() { "fastlora_layers" } else { "layers_to_transform" };
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let key = if self.get("fastlora_layers").is_some() {
+            "fastlora_layers"
+        } else {
+            "layers_to_transform"
+        };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         let index = |item: &Value| item.as_u64().and_then(|layer| usize::try_from(layer).ok());
         let layers: Option<Vec<usize>> = match value {
             Value::Array(items) => items.iter().map(index).collect(),
             single => index(single).map(|layer| vec![layer]),
         };
-        let mut layers =
-            layers.filter(|layers| !layers.is_empty()).ok_or_else(|| self.refuse(key, "a list of layer indices"))?;
+        let mut layers = layers
+            .filter(|layers| !layers.is_empty())
+            .ok_or_else(|| self.refuse(key, "a list of layer indices"))?;
         layers.sort_unstable();
         layers.dedup();
         Ok(Some(layers))
     }
 }
+
+#[cfg(test)]
+mod tests;

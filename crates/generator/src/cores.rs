@@ -65,7 +65,12 @@ impl Core {
     }
 
     pub(crate) fn site(&self, site: usize) -> Result<&SiteCore, Error> {
-        let none = || Error::Foreign { detail: format!("a core of {} sites, none with index {site}", self.sites.len()) };
+        let none = || Error::Foreign {
+            detail: format!(
+                "a core of {} sites, none with index {site}",
+                self.sites.len()
+            ),
+        };
         self.sites.get(site).ok_or_else(none)
     }
 }

@@ -41,7 +41,10 @@ pub enum Error {
         supported: &'static str,
     },
     /// The checkpoint holds other tensors than its config and its base call for.
-    #[error("the checkpoint does not fit its config and its base: {}", tensors(missing, foreign))]
+    #[error(
+        "the checkpoint does not fit its config and its base: {}",
+        tensors(missing, foreign)
+    )]
     Tensors {
         /// Keys that are called for and not there.
         missing: Vec<String>,
@@ -49,7 +52,9 @@ pub enum Error {
         foreign: Vec<String>,
     },
     /// A tensor has another shape than the config and the base call for.
-    #[error("the checkpoint does not fit its config and its base: `{key}` has shape {found:?}, not {want:?}")]
+    #[error(
+        "the checkpoint does not fit its config and its base: `{key}` has shape {found:?}, not {want:?}"
+    )]
     Shape {
         /// The tensor.
         key: String,
@@ -119,7 +124,9 @@ pub enum Error {
         site: SiteId,
     },
     /// G + lambda I is not positive definite: negative weights outweigh the others.
-    #[error("the state of {site} cannot be read out: its key sums are not positive definite (negative weights?)")]
+    #[error(
+        "the state of {site} cannot be read out: its key sums are not positive definite (negative weights?)"
+    )]
     NotPositive {
         /// The site.
         site: SiteId,
@@ -147,8 +154,17 @@ fn tensors(missing: &[String], foreign: &[String]) -> String {
         [] => None,
         [one] => Some(format!("{what} `{one}`")),
         [first, second] => Some(format!("{what} `{first}` and `{second}`")),
-        [first, second, rest @ ..] => Some(format!("{what} `{first}`, `{second}` and {} more", rest.len())),
+        [first, second, rest @ ..] => Some(format!(
+            "{what} `{first}`, `{second}` and {} more",
+            rest.len()
+        )),
     };
-    let parts: Vec<_> = [list("it lacks", missing), list("it has the foreign", foreign)].into_iter().flatten().collect();
+    let parts: Vec<_> = [
+        list("it lacks", missing),
+        list("it has the foreign", foreign),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     parts.join("; ")
 }

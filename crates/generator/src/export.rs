@@ -32,23 +32,36 @@ pub struct PeftExport {
 pub(crate) fn delta_weight(site: &Site, core: &SiteCore) -> Result<Tensor, Error> {
     match lora(site, core, ReadOut::Frobenius)? {
         Some((a, b)) => Ok((b.matmul(&a)? * site.scale)?),
-        None => Ok(Tensor::zeros((site.b.out_features(), site.a1.in_features()), DType::F32, &Device::Cpu)?),
+        None => Ok(Tensor::zeros(
+            (site.b.out_features(), site.a1.in_features()),
+            DType::F32,
+            &Device::Cpu,
+        )?),
     }
 }
 
 /// A [r, Din] and B' [Dout, r] of one site, not scaled; `None` where the core is zero.
-fn lora(site: &Site, core: &SiteCore, read_out: ReadOut) -> Result<Option<(Tensor, Tensor)>, Error> {
+fn lora(
+    site: &Site,
+    core: &SiteCore,
+    read_out: ReadOut,
+) -> Result<Option<(Tensor, Tensor)>, Error> {
     let (a1, b) = match core {
         SiteCore::Zero => return Ok(None),
-        SiteCore::Dense(_) | SiteCore::LowRank { .. } => (site.a1.dequantize()?, site.b.dequantize()?), // [R1, Din], [Dout, R2]
+        SiteCore::Dense(_) | SiteCore::LowRank { .. } => {
+            (site.a1.dequantize()?, site.b.dequantize()?)
+        } // [R1, Din], [Dout, R2]
     };
-    let factored = |u: &Tensor, v: &Tensor| -> Result<_, Error> { Ok(Some((u.t()?.matmul(&a1)?, b.matmul(v)?))) };
+    let factored = |u: &Tensor, v: &Tensor| -> Result<_, Error> {
+        Ok(Some((u.t()?.matmul(&a1)?, b.matmul(v)?)))
+    };
     match core {
         SiteCore::Zero => Ok(None),
         SiteCore::LowRank { u, v } => factored(u, v),
         SiteCore::Dense(n) if read_out == ReadOut::Svd => {
             // All kept singular values are 1: the rank is found again exactly.
-            let (u, v) = read_out::unit_factors(n)?.ok_or(Error::NotConverged { site: site.id() })?;
+            let (u, v) =
+                read_out::unit_factors(n)?.ok_or(Error::NotConverged { site: site.id() })?;
             factored(&u, &v)
         }
         SiteCore::Dense(n) => Ok(Some((n.t()?.matmul(&a1)?, b))),
@@ -72,23 +85,36 @@ pub(crate) fn export(config: &Config, sites: &[Site], core: &Core) -> Result<Pef
         let (a, b) = match factors {
             Some((a, b)) => {
                 let fill = rank - a.dim(0)?;
-                (bytes(&a.pad_with_zeros(0, 0, fill)?)?, bytes(&b.pad_with_zeros(1, 0, fill)?)?)
+                (
+                    bytes(&a.pad_with_zeros(0, 0, fill)?)?,
+                    bytes(&b.pad_with_zeros(1, 0, fill)?)?,
+                )
             }
-            None => (vec![0; rank * inputs * size_of::<f32>()], vec![0; rank * outputs * size_of::<f32>()]),
+            None => (
+                vec![0; rank * inputs * size_of::<f32>()],
+                vec![0; rank * outputs * size_of::<f32>()],
+            ),
         };
         let module = format!("base_model.model.model.{}", site.id());
         tensors.push((format!("{module}.lora_A.weight"), [rank, inputs], a)); // [r, Din]
         tensors.push((format!("{module}.lora_B.weight"), [outputs, rank], b)); // [Dout, r]
     }
-    let failed = |fault: &dyn std::fmt::Display| Error::Export { detail: fault.to_string() };
+    let failed = |fault: &dyn std::fmt::Display| Error::Export {
+        detail: fault.to_string(),
+    };
     let mut views = Vec::with_capacity(tensors.len());
     for (name, shape, bytes) in &tensors {
-        views.push((name.as_str(), TensorView::new(Dtype::F32, shape.to_vec(), bytes).map_err(|fault| failed(&fault))?));
+        views.push((
+            name.as_str(),
+            TensorView::new(Dtype::F32, shape.to_vec(), bytes).map_err(|fault| failed(&fault))?,
+        ));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     Ok(PeftExport {
-        config_json: serde_json::to_vec_pretty(&peft_config(config, rank)).map_err(|fault| failed(&fault))?,
-        safetensors: safetensors::serialize(views, Some(metadata)).map_err(|fault| failed(&fault))?,
+        config_json: serde_json::to_vec_pretty(&peft_config(config, rank))
+            .map_err(|fault| failed(&fault))?,
+        safetensors: safetensors::serialize(views, Some(metadata))
+            .map_err(|fault| failed(&fault))?,
         rank,
     })
 }
@@ -97,7 +123,11 @@ pub(crate) fn export(config: &Config, sites: &[Site], core: &Core) -> Result<Pef
 fn peft_config(config: &Config, rank: usize) -> Value {
     let alpha = config.alpha * rank as f64 / config.r2 as f64;
     // PEFT's schema has an integer; a fraction is written only where it is one.
-    let alpha = if alpha.fract() == 0.0 && alpha < 1e15 { json!(alpha as u64) } else { json!(alpha) };
+    let alpha = if alpha.fract() == 0.0 && alpha < 1e15 {
+        json!(alpha as u64)
+    } else {
+        json!(alpha)
+    };
     let modules: Vec<_> = config.modules.iter().map(|module| module.name()).collect();
     json!({
         "peft_type": "LORA",
@@ -126,3 +156,6 @@ fn bytes(t: &Tensor) -> Result<Vec<u8>, Error> {
     let values = t.flatten_all()?.to_vec1::<f32>()?;
     Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,15 +40,32 @@ impl Generator {
         let path = dir.join("adapter_config.json");
         let mut json = Vec::new();
         let file = File::open(&path).map_err(|source| checkpoint::io(&path, source))?;
-        file.take(MAX_CONFIG + 1).read_to_end(&mut json).map_err(|source| checkpoint::io(&path, source))?;
+        file.take(MAX_CONFIG + 1)
+            .read_to_end(&mut json)
+            .map_err(|source| checkpoint::io(&path, source))?;
         if json.len() as u64 > MAX_CONFIG {
-            return Err(Error::Malformed { path, detail: format!("it is longer than {MAX_CONFIG} bytes") });
+            return Err(Error::Malformed {
+                path,
+                detail: format!("it is longer than {MAX_CONFIG} bytes"),
+            });
         }
         let config = Config::parse(&json)?;
         let mut digest = blake3::Hasher::new();
-        digest.update(&(json.len() as u64).to_le_bytes()).update(&json);
-        let (sites, parameters) = checkpoint::read(&dir.join("adapter_model.safetensors"), &config, base, &mut digest)?;
-        Ok(Self { config, sites, digest: digest.finalize().to_hex().to_string(), parameters })
+        digest
+            .update(&(json.len() as u64).to_le_bytes())
+            .update(&json);
+        let (sites, parameters) = checkpoint::read(
+            &dir.join("adapter_model.safetensors"),
+            &config,
+            base,
+            &mut digest,
+        )?;
+        Ok(Self {
+            config,
+            sites,
+            digest: digest.finalize().to_hex().to_string(),
+            parameters,
+        })
     }
 
     /// The parsed adapter_config.json.
@@ -93,7 +110,10 @@ impl Generator {
     }
 
     fn keeps(&self) -> impl Iterator<Item = Keeps> {
-        let (gram, mass) = (self.config.read_out == ReadOut::Ridge, self.config.read_out == ReadOut::Svd);
+        let (gram, mass) = (
+            self.config.read_out == ReadOut::Ridge,
+            self.config.read_out == ReadOut::Svd,
+        );
         self.sites.iter().map(move |site| {
             let (r1, r2, _) = site.ranks();
             Keeps { r1, r2, gram, mass }
@@ -108,17 +128,24 @@ impl Generator {
     /// out; [`Error::Foreign`] for a state of another generator.
     pub fn read_out(&self, state: &State) -> Result<Core, Error> {
         if state.len() != self.sites.len() {
-            return Err(Error::Foreign { detail: format!("a state of {} sites, not {}", state.len(), self.sites.len()) });
+            return Err(Error::Foreign {
+                detail: format!("a state of {} sites, not {}", state.len(), self.sites.len()),
+            });
         }
         if state.is_empty() {
-            return Ok(Core { sites: self.sites.iter().map(|_| SiteCore::Zero).collect() });
+            return Ok(Core {
+                sites: self.sites.iter().map(|_| SiteCore::Zero).collect(),
+            });
         }
         let read = |(index, site): (usize, &Site)| {
             let (s, g, mass) = state.parts(index)?;
             read_out::read_out(self.config.read_out, site, s, g, mass)
         };
-        let cores: Vec<Result<SiteCore, Error>> = self.sites.par_iter().enumerate().map(read).collect();
-        Ok(Core { sites: cores.into_iter().collect::<Result<_, Error>>()? })
+        let cores: Vec<Result<SiteCore, Error>> =
+            self.sites.par_iter().enumerate().map(read).collect();
+        Ok(Core {
+            sites: cores.into_iter().collect::<Result<_, Error>>()?,
+        })
     }
 
     /// The full weight delta (alpha / R2) B Nᵀ A1 [Dout, Din] of a site, f32 (tests, merging).
@@ -135,13 +162,24 @@ impl Generator {
     /// [`Error::Foreign`] for a core of another generator.
     pub fn export_peft(&self, core: &Core) -> Result<PeftExport, Error> {
         if core.sites.len() != self.sites.len() {
-            return Err(Error::Foreign { detail: format!("a core of {} sites, not {}", core.sites.len(), self.sites.len()) });
+            return Err(Error::Foreign {
+                detail: format!(
+                    "a core of {} sites, not {}",
+                    core.sites.len(),
+                    self.sites.len()
+                ),
+            });
         }
         export::export(&self.config, &self.sites, core)
     }
 
     fn site(&self, index: usize) -> Result<&Site, Error> {
-        let none = || Error::Foreign { detail: format!("{} sites, none with index {index}", self.sites.len()) };
+        let none = || Error::Foreign {
+            detail: format!("{} sites, none with index {index}", self.sites.len()),
+        };
         self.sites.get(index).ok_or_else(none)
     }
 }
+
+#[cfg(test)]
+mod tests;

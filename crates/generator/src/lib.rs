@@ -21,6 +21,8 @@ mod generator;
 mod read_out;
 mod site;
 mod state;
+#[cfg(test)]
+mod testing;
 pub mod windows;
 
 pub use config::{Config, ReadOut, Strategy, Write};

@@ -21,11 +21,23 @@ use crate::{config::ReadOut, cores::SiteCore, error::Error, site::Site};
 const RELATIVE_CUTOFF: f64 = 1e-6;
 
 /// Reads one site's core out of its sums: s [R1, R2], g [R1, R1], mass = Σ ||k_t|| ||v_t||.
-pub(crate) fn read_out(kind: ReadOut, site: &Site, s: &Tensor, g: Option<&Tensor>, mass: f64) -> Result<SiteCore, Error> {
+pub(crate) fn read_out(
+    kind: ReadOut,
+    site: &Site,
+    s: &Tensor,
+    g: Option<&Tensor>,
+    mass: f64,
+) -> Result<SiteCore, Error> {
     let not_finite = || Error::NotFinite { site: site.id() };
     let (r1, r2, max_rank) = site.ranks();
     if s.dims2()? != (r1, r2) {
-        return Err(Error::Foreign { detail: format!("sums of shape {:?} at {}, not [{r1}, {r2}]", s.dims(), site.id()) });
+        return Err(Error::Foreign {
+            detail: format!(
+                "sums of shape {:?} at {}, not [{r1}, {r2}]",
+                s.dims(),
+                site.id()
+            ),
+        });
     }
     let s = finite(s)?.ok_or_else(not_finite)?; // [R1, R2]
     if !mass.is_finite() {
@@ -40,21 +52,33 @@ pub(crate) fn read_out(kind: ReadOut, site: &Site, s: &Tensor, g: Option<&Tensor
         }
         ReadOut::Frobenius => {
             let norm = s.norm_l2();
-            if norm > 0.0 { Form::Dense(divided(&s, norm)) } else { Form::Zero }
+            if norm > 0.0 {
+                Form::Dense(divided(&s, norm))
+            } else {
+                Form::Zero
+            }
         }
         ReadOut::Spectral => {
-            let norm = largest_singular_value(s.as_ref()).ok_or(Error::NotConverged { site: site.id() })?;
-            if norm > 0.0 { Form::Dense(divided(&s, norm)) } else { Form::Zero }
+            let norm = largest_singular_value(s.as_ref())
+                .ok_or(Error::NotConverged { site: site.id() })?;
+            if norm > 0.0 {
+                Form::Dense(divided(&s, norm))
+            } else {
+                Form::Zero
+            }
         }
         ReadOut::Ridge => {
-            let missing = || Error::Foreign { detail: format!("no key sums at {}", site.id()) };
+            let missing = || Error::Foreign {
+                detail: format!("no key sums at {}", site.id()),
+            };
             let g = g.filter(|g| g.dims() == [r1, r1]).ok_or_else(missing)?;
             let g = finite(g)?.ok_or_else(not_finite)?; // [R1, R1]
             let lambda = site.ridge.ok_or_else(missing)?;
             let n = ridge(g, s, lambda).ok_or(Error::NotPositive { site: site.id() })?; // [R1, R2]
             if max_rank * (r1 + r2) < r1 * r2 {
                 // Truncated only where that makes the core smaller.
-                let factors = decompose(n.as_ref()).ok_or(Error::NotConverged { site: site.id() })?;
+                let factors =
+                    decompose(n.as_ref()).ok_or(Error::NotConverged { site: site.id() })?;
                 let rank = factors.rank_above(0.0).min(max_rank);
                 factors.with_values_folded_in(rank)
             } else {
@@ -107,7 +131,10 @@ impl Svd {
     fn rank_above(&self, floor: f64) -> usize {
         let largest = self.values.first().copied().unwrap_or(0.0);
         let cutoff = (RELATIVE_CUTOFF * largest).max(floor);
-        self.values.iter().take_while(|value| **value > cutoff).count()
+        self.values
+            .iter()
+            .take_while(|value| **value > cutoff)
+            .count()
     }
 
     /// U_q V_qᵀ, in the smaller of its two forms.
@@ -131,7 +158,14 @@ impl Svd {
             Form::LowRank { u, v: v.to_owned() }
         } else {
             let mut n = Mat::zeros(r1, r2);
-            faer::linalg::matmul::matmul(&mut n, faer::Accum::Replace, &u, v.transpose(), 1.0, Par::Seq);
+            faer::linalg::matmul::matmul(
+                &mut n,
+                faer::Accum::Replace,
+                &u,
+                v.transpose(),
+                1.0,
+                Par::Seq,
+            );
             Form::Dense(n)
         }
     }
@@ -141,12 +175,25 @@ impl Svd {
 fn decompose(m: MatRef<'_, f64>) -> Option<Svd> {
     let (rows, columns) = m.shape();
     let size = rows.min(columns);
-    let (mut u, mut v, mut values) = (Mat::zeros(rows, size), Mat::zeros(columns, size), Diag::zeros(size));
+    let (mut u, mut v, mut values) = (
+        Mat::zeros(rows, size),
+        Mat::zeros(columns, size),
+        Diag::zeros(size),
+    );
     let thin = ComputeSvdVectors::Thin;
     let scratch = svd::svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Default::default());
     let mut memory = MemBuffer::new(scratch);
     let stack = MemStack::new(&mut memory);
-    svd::svd(m, values.as_mut(), Some(u.as_mut()), Some(v.as_mut()), Par::Seq, stack, Default::default()).ok()?;
+    svd::svd(
+        m,
+        values.as_mut(),
+        Some(u.as_mut()),
+        Some(v.as_mut()),
+        Par::Seq,
+        stack,
+        Default::default(),
+    )
+    .ok()?;
     let values = (0..size).map(|i| values.column_vector()[i]).collect();
     Some(Svd { u, values, v })
 }
@@ -159,7 +206,16 @@ fn largest_singular_value(m: MatRef<'_, f64>) -> Option<f64> {
     let none = ComputeSvdVectors::No;
     let scratch = svd::svd_scratch::<f64>(rows, columns, none, none, Par::Seq, Default::default());
     let mut memory = MemBuffer::new(scratch);
-    svd::svd(m, values.as_mut(), None, None, Par::Seq, MemStack::new(&mut memory), Default::default()).ok()?;
+    svd::svd(
+        m,
+        values.as_mut(),
+        None,
+        None,
+        Par::Seq,
+        MemStack::new(&mut memory),
+        Default::default(),
+    )
+    .ok()?;
     (size > 0).then(|| values.column_vector()[0])
 }
 
@@ -173,10 +229,25 @@ fn ridge(mut g: Mat<f64>, mut s: Mat<f64>, lambda: f64) -> Option<Mat<f64>> {
             g[(i, j)] = 0.5 * (g[(i, j)] + g[(j, i)]);
         }
     }
-    let mut memory = MemBuffer::new(factor::cholesky_in_place_scratch::<f64>(size, Par::Seq, Default::default()));
+    let mut memory = MemBuffer::new(factor::cholesky_in_place_scratch::<f64>(
+        size,
+        Par::Seq,
+        Default::default(),
+    ));
     let stack = MemStack::new(&mut memory);
-    factor::cholesky_in_place(g.as_mut(), Default::default(), Par::Seq, stack, Default::default()).ok()?;
-    let mut memory = MemBuffer::new(solve::solve_in_place_scratch::<f64>(size, s.ncols(), Par::Seq));
+    factor::cholesky_in_place(
+        g.as_mut(),
+        Default::default(),
+        Par::Seq,
+        stack,
+        Default::default(),
+    )
+    .ok()?;
+    let mut memory = MemBuffer::new(solve::solve_in_place_scratch::<f64>(
+        size,
+        s.ncols(),
+        Par::Seq,
+    ));
     solve::solve_in_place(g.as_ref(), s.as_mut(), Par::Seq, MemStack::new(&mut memory));
     Some(s)
 }
@@ -185,7 +256,9 @@ fn ridge(mut g: Mat<f64>, mut s: Mat<f64>, lambda: f64) -> Option<Mat<f64>> {
 /// decomposition does not converge.
 pub(crate) fn unit_factors(n: &Tensor) -> Result<Option<(Tensor, Tensor)>, Error> {
     let Some(n) = finite(n)? else { return Ok(None) };
-    let Some(Svd { u, values, v }) = decompose(n.as_ref()) else { return Ok(None) };
+    let Some(Svd { u, values, v }) = decompose(n.as_ref()) else {
+        return Ok(None);
+    };
     let rank = values.iter().take_while(|value| **value > 0.5).count();
     Ok(tensor(u.subcols(0, rank))?.zip(tensor(v.subcols(0, rank))?))
 }
@@ -201,15 +274,26 @@ fn finite(t: &Tensor) -> Result<Option<Mat<f64>>, Error> {
     if !values.iter().all(|value| value.is_finite()) {
         return Ok(None);
     }
-    Ok(Some(Mat::from_fn(rows, columns, |i, j| f64::from(values[i * columns + j]))))
+    Ok(Some(Mat::from_fn(rows, columns, |i, j| {
+        f64::from(values[i * columns + j])
+    })))
 }
 
 /// A matrix as an f32 tensor [R, C]; `None` if a value is not finite in f32.
 fn tensor(m: MatRef<'_, f64>) -> Result<Option<Tensor>, Error> {
     let (rows, columns) = m.shape();
-    let values: Vec<f32> = (0..rows).flat_map(|i| (0..columns).map(move |j| m[(i, j)] as f32)).collect();
+    let values: Vec<f32> = (0..rows)
+        .flat_map(|i| (0..columns).map(move |j| m[(i, j)] as f32))
+        .collect();
     if !values.iter().all(|value| value.is_finite()) {
         return Ok(None);
     }
-    Ok(Some(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?))
+    Ok(Some(Tensor::from_vec(
+        values,
+        (rows, columns),
+        &Device::Cpu,
+    )?))
 }
+
+#[cfg(test)]
+mod tests;

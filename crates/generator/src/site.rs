@@ -36,8 +36,15 @@ pub enum Module {
 
 impl Module {
     /// All of them, in order.
-    pub const ALL: [Self; 7] =
-        [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
+    pub const ALL: [Self; 7] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+    ];
 
     /// Name within its block: `o_proj`.
     pub fn name(self) -> &'static str {
@@ -63,7 +70,9 @@ impl Module {
     /// The module of that name, with its block in front or without.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|module| {
-            name.strip_suffix(module.name()).is_some_and(|before| before.is_empty() || before.strip_suffix('.') == Some(module.block()))
+            name.strip_suffix(module.name()).is_some_and(|before| {
+                before.is_empty() || before.strip_suffix('.') == Some(module.block())
+            })
         })
     }
 }
@@ -79,7 +88,13 @@ pub struct SiteId {
 
 impl fmt::Display for SiteId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "layers.{}.{}.{}", self.layer, self.module.block(), self.module.name())
+        write!(
+            f,
+            "layers.{}.{}.{}",
+            self.layer,
+            self.module.block(),
+            self.module.name()
+        )
     }
 }
 
@@ -198,7 +213,12 @@ impl Site {
     ///
     /// # Errors
     /// [`Error::Rows`] for rows outside of x, [`Error::Foreign`] for a core of another generator.
-    pub fn delta(&self, index: usize, x: &Tensor, rows: &[SiteRows<'_>]) -> Result<Option<Tensor>, Error> {
+    pub fn delta(
+        &self,
+        index: usize,
+        x: &Tensor,
+        rows: &[SiteRows<'_>],
+    ) -> Result<Option<Tensor>, Error> {
         let (tokens, _) = x.dims2()?;
         let (_, r2, _) = self.ranks();
         let mut cores = Vec::with_capacity(rows.len());
@@ -208,11 +228,18 @@ impl Site {
                 && row.len > 0
                 && row.scale != 0.0
             {
-                cores.push(CoreRows { start: row.start, len: row.len, core, scale: row.scale * self.scale as f32 });
+                cores.push(CoreRows {
+                    start: row.start,
+                    len: row.len,
+                    core,
+                    scale: row.scale * self.scale as f32,
+                });
             }
         }
         // Only the span of rows that have a core is multiplied: bare rows beside it cost nothing.
-        let Some(span) = span(cores.iter().map(|row| row.start..row.start + row.len)) else { return Ok(None) };
+        let Some(span) = span(cores.iter().map(|row| row.start..row.start + row.len)) else {
+            return Ok(None);
+        };
         for row in &mut cores {
             row.start -= span.start;
         }
@@ -236,17 +263,31 @@ impl Site {
     ///
     /// # Errors
     /// [`Error::Rows`], [`Error::Position`] and [`Error::Foreign`] before anything is written.
-    pub fn write(&self, index: usize, x: &Tensor, h: &Tensor, u: &Tensor, rows: &mut [WriteRows<'_>]) -> Result<(), Error> {
+    pub fn write(
+        &self,
+        index: usize,
+        x: &Tensor,
+        h: &Tensor,
+        u: &Tensor,
+        rows: &mut [WriteRows<'_>],
+    ) -> Result<(), Error> {
         let (tokens, _) = x.dims2()?;
         for row in rows.iter() {
             check_rows(row.start, row.len, tokens)?;
             let site = row.window.site(index)?;
             site.check(self)?;
             if site.position != row.position {
-                return Err(Error::Position { want: site.position, found: row.position });
+                return Err(Error::Position {
+                    want: site.position,
+                    found: row.position,
+                });
             }
         }
-        let Some(span) = span(rows.iter().filter(|row| row.len > 0).map(|row| row.start..row.start + row.len)) else {
+        let Some(span) = span(
+            rows.iter()
+                .filter(|row| row.len > 0)
+                .map(|row| row.start..row.start + row.len),
+        ) else {
             return Ok(());
         };
         let x = x.narrow(0, span.start, span.len())?; // [Ts, Din]
@@ -272,7 +313,12 @@ impl Site {
                     };
                     let first = row.start - span.start;
                     let site = row.window.site_mut(index)?;
-                    written.write(site, first..first + row.len, next, self.skip_first && row.position == 0)?;
+                    written.write(
+                        site,
+                        first..first + row.len,
+                        next,
+                        self.skip_first && row.position == 0,
+                    )?;
                     site.position += row.len;
                 }
             }
@@ -282,7 +328,12 @@ impl Site {
 }
 
 /// Keys and values of the published form, with n = RMSNorm(h): (k = A2 n [T, R1], v = A3 n [T, R2]). h [T, D], gain [D].
-fn published(a2: &Linear, a3: &Linear, gain: &Tensor, h: &Tensor) -> Result<(Tensor, Tensor), Error> {
+fn published(
+    a2: &Linear,
+    a3: &Linear,
+    gain: &Tensor,
+    h: &Tensor,
+) -> Result<(Tensor, Tensor), Error> {
     let n = kernels::rms_norm(h, Some(gain), EPS)?; // [T, D]
     Ok((a2.forward(&n)?, a3.forward(&n)?))
 }
@@ -300,20 +351,39 @@ struct Associative {
 }
 
 /// k, v of the associative form. x [T, Din], h [T, D], u [T, D], gain [D].
-fn associative(a1: &Linear, a3: &Linear, a3n: &Linear, gain: &Tensor, x: &Tensor, h: &Tensor, u: &Tensor) -> Result<Associative, Error> {
+fn associative(
+    a1: &Linear,
+    a3: &Linear,
+    a3n: &Linear,
+    gain: &Tensor,
+    x: &Tensor,
+    h: &Tensor,
+    u: &Tensor,
+) -> Result<Associative, Error> {
     let keys = a1.forward(x)?; // [T, R1]
     let n = kernels::rms_norm(h, Some(gain), EPS)?; // [T, D]
     let own = a3n.forward(&n)?; // [T, R2]
     let brought = a3.forward(u)?; // [T, R2]
     let pairs = own.dim(0)? - 1;
     let values = (own.narrow(0, 0, pairs)? + brought.narrow(0, 1, pairs)?)?; // [T - 1, R2]
-    Ok(Associative { keys, own, brought, values })
+    Ok(Associative {
+        keys,
+        own,
+        brought,
+        values,
+    })
 }
 
 impl Associative {
     /// Writes the rows `range` (not empty) into one window, after the token that was pending there. `next`
     /// [1, R2] is what the token behind them brings; `skip`: the first of them writes nothing.
-    fn write(&self, site: &mut SiteWindow, range: Range<usize>, next: Option<Tensor>, skip: bool) -> Result<(), Error> {
+    fn write(
+        &self,
+        site: &mut SiteWindow,
+        range: Range<usize>,
+        next: Option<Tensor>,
+        skip: bool,
+    ) -> Result<(), Error> {
         if let Some(Pending { key, own }) = site.pending.take() {
             let value = (own + self.brought.narrow(0, range.start, 1)?)?; // [1, R2]
             site.accumulate(&key, &value, 0..1)?;
@@ -347,3 +417,6 @@ fn check_rows(start: usize, len: usize, tokens: usize) -> Result<(), Error> {
 fn span(ranges: impl Iterator<Item = Range<usize>>) -> Option<Range<usize>> {
     ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,7 +35,11 @@ impl Sums {
         let Keeps { r1, r2, gram, mass } = keeps;
         let zeros = |columns| Tensor::zeros((r1, columns), DType::F32, &Device::Cpu);
         let g = if gram { Some(zeros(r1)?) } else { None };
-        Ok(Self { s: zeros(r2)?, g, mass: mass.then_some(0.0) })
+        Ok(Self {
+            s: zeros(r2)?,
+            g,
+            mass: mass.then_some(0.0),
+        })
     }
 
     fn copy(&self) -> Result<Self, Error> {
@@ -43,12 +47,21 @@ impl Sums {
             Some(g) => Some(g.copy()?),
             None => None,
         };
-        Ok(Self { s: self.s.copy()?, g, mass: self.mass })
+        Ok(Self {
+            s: self.s.copy()?,
+            g,
+            mass: self.mass,
+        })
     }
 
     fn keeps(&self) -> Result<Keeps, Error> {
         let (r1, r2) = self.s.dims2()?;
-        Ok(Keeps { r1, r2, gram: self.g.is_some(), mass: self.mass.is_some() })
+        Ok(Keeps {
+            r1,
+            r2,
+            gram: self.g.is_some(),
+            mass: self.mass.is_some(),
+        })
     }
 
     /// self += weight * other, in place.
@@ -77,9 +90,18 @@ impl InplaceOp2 for AddScaled {
         "add-scaled"
     }
 
-    fn cpu_fwd(&self, a: &mut CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> candle_core::Result<()> {
-        let (CpuStorage::F32(a), CpuStorage::F32(b)) = (a, b) else { candle_core::bail!("sums are f32") };
-        let (Some((a0, a1)), Some((b0, b1))) = (la.contiguous_offsets(), lb.contiguous_offsets()) else {
+    fn cpu_fwd(
+        &self,
+        a: &mut CpuStorage,
+        la: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> candle_core::Result<()> {
+        let (CpuStorage::F32(a), CpuStorage::F32(b)) = (a, b) else {
+            candle_core::bail!("sums are f32")
+        };
+        let (Some((a0, a1)), Some((b0, b1))) = (la.contiguous_offsets(), lb.contiguous_offsets())
+        else {
             candle_core::bail!("sums are contiguous")
         };
         for (a, b) in a[a0..a1].iter_mut().zip(&b[b0..b1]) {
@@ -111,7 +133,12 @@ pub(crate) struct SiteWindow {
 
 impl SiteWindow {
     /// S += k_tᵀ v_t, G += k_tᵀ k_t for the rows t of `range`, in order. k [T, R1], v [T, R2].
-    pub(crate) fn accumulate(&mut self, k: &Tensor, v: &Tensor, range: Range<usize>) -> Result<(), Error> {
+    pub(crate) fn accumulate(
+        &mut self,
+        k: &Tensor,
+        v: &Tensor,
+        range: Range<usize>,
+    ) -> Result<(), Error> {
         if range.is_empty() {
             return Ok(());
         }
@@ -124,7 +151,12 @@ impl SiteWindow {
                 let rows = rows.narrow(0, range.start, range.len())?; // [Tr, R]
                 let width = rows.dim(1)?;
                 let values = rows.flatten_all()?.to_vec1::<f32>()?;
-                let norm = |row: &[f32]| row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                let norm = |row: &[f32]| {
+                    row.iter()
+                        .map(|x| f64::from(*x).powi(2))
+                        .sum::<f64>()
+                        .sqrt()
+                };
                 Ok(values.chunks_exact(width).map(norm).collect())
             };
             for (k, v) in norms(k)?.into_iter().zip(norms(v)?) {
@@ -142,7 +174,12 @@ impl SiteWindow {
         if (mine, theirs) == (r1, r2) {
             return Ok(());
         }
-        Err(Error::Foreign { detail: format!("its sums are {mine} x {theirs}, those of {} {r1} x {r2}", site.id()) })
+        Err(Error::Foreign {
+            detail: format!(
+                "its sums are {mine} x {theirs}, those of {} {r1} x {r2}",
+                site.id()
+            ),
+        })
     }
 }
 
@@ -154,8 +191,17 @@ pub struct Window {
 
 impl Window {
     pub(crate) fn new(keeps: impl Iterator<Item = Keeps>) -> Result<Self, Error> {
-        let site = |keeps| Ok(SiteWindow { sums: Sums::new(keeps)?, pending: None, position: 0, writes: 0 });
-        Ok(Self { sites: Arc::new(keeps.map(site).collect::<Result<_, Error>>()?) })
+        let site = |keeps| {
+            Ok(SiteWindow {
+                sums: Sums::new(keeps)?,
+                pending: None,
+                position: 0,
+                writes: 0,
+            })
+        };
+        Ok(Self {
+            sites: Arc::new(keeps.map(site).collect::<Result<_, Error>>()?),
+        })
     }
 
     /// An independent window of the same values. Costs nothing until one of the two is written into.
@@ -163,7 +209,9 @@ impl Window {
     /// # Errors
     /// None today; a device that copies at once could run out of memory.
     pub fn try_clone(&self) -> Result<Self, Error> {
-        Ok(Self { sites: Arc::clone(&self.sites) })
+        Ok(Self {
+            sites: Arc::clone(&self.sites),
+        })
     }
 
     /// Tokens that have passed through it.
@@ -178,11 +226,15 @@ impl Window {
 
     /// S [R1, R2] of a site, and G [R1, R1] where the read-out asks for it.
     pub fn sums(&self, site: usize) -> Option<(&Tensor, Option<&Tensor>)> {
-        self.sites.get(site).map(|site| (&site.sums.s, site.sums.g.as_ref()))
+        self.sites
+            .get(site)
+            .map(|site| (&site.sums.s, site.sums.g.as_ref()))
     }
 
     pub(crate) fn site(&self, index: usize) -> Result<&SiteWindow, Error> {
-        self.sites.get(index).ok_or_else(|| foreign_site(index, self.sites.len()))
+        self.sites
+            .get(index)
+            .ok_or_else(|| foreign_site(index, self.sites.len()))
     }
 
     /// The site's part, for writing: copies the sums first if a clone shares them.
@@ -190,13 +242,26 @@ impl Window {
         let count = self.sites.len();
         if Arc::get_mut(&mut self.sites).is_none() {
             let copy = |site: &SiteWindow| {
-                let SiteWindow { sums, pending, position, writes } = site;
-                Ok(SiteWindow { sums: sums.copy()?, pending: pending.clone(), position: *position, writes: *writes })
+                let SiteWindow {
+                    sums,
+                    pending,
+                    position,
+                    writes,
+                } = site;
+                Ok(SiteWindow {
+                    sums: sums.copy()?,
+                    pending: pending.clone(),
+                    position: *position,
+                    writes: *writes,
+                })
             };
             self.sites = Arc::new(self.sites.iter().map(copy).collect::<Result<_, Error>>()?);
         }
-        let sites = Arc::get_mut(&mut self.sites).expect("the sums were just made this window's own");
-        sites.get_mut(index).ok_or_else(|| foreign_site(index, count))
+        let sites =
+            Arc::get_mut(&mut self.sites).expect("the sums were just made this window's own");
+        sites
+            .get_mut(index)
+            .ok_or_else(|| foreign_site(index, count))
     }
 }
 
@@ -210,7 +275,10 @@ pub struct State {
 
 impl State {
     pub(crate) fn new(keeps: impl Iterator<Item = Keeps>) -> Result<Self, Error> {
-        Ok(Self { sites: Arc::new(keeps.map(Sums::new).collect::<Result<_, Error>>()?), writes: 0 })
+        Ok(Self {
+            sites: Arc::new(keeps.map(Sums::new).collect::<Result<_, Error>>()?),
+            writes: 0,
+        })
     }
 
     /// self += weight * the sums of a window. A pending token of the window is dropped: it has no successor.
@@ -220,7 +288,12 @@ impl State {
     /// the state is as it was.
     pub fn add_window(&mut self, window: &Window, weight: f32) -> Result<(), Error> {
         let sums: Vec<_> = window.sites.iter().map(|site| &site.sums).collect();
-        let writes = window.sites.iter().map(|site| site.writes).max().unwrap_or(0);
+        let writes = window
+            .sites
+            .iter()
+            .map(|site| site.writes)
+            .max()
+            .unwrap_or(0);
         self.fold(&sums, writes, weight)
     }
 
@@ -238,7 +311,10 @@ impl State {
     /// # Errors
     /// None today; a device that copies at once could run out of memory.
     pub fn try_clone(&self) -> Result<Self, Error> {
-        Ok(Self { sites: Arc::clone(&self.sites), writes: self.writes })
+        Ok(Self {
+            sites: Arc::clone(&self.sites),
+            writes: self.writes,
+        })
     }
 
     /// Bytes of its sums, in f32.
@@ -263,7 +339,10 @@ impl State {
 
     /// (S [R1, R2], G [R1, R1], mass) of a site.
     pub(crate) fn parts(&self, site: usize) -> Result<(&Tensor, Option<&Tensor>, f64), Error> {
-        let sums = self.sites.get(site).ok_or_else(|| foreign_site(site, self.sites.len()))?;
+        let sums = self
+            .sites
+            .get(site)
+            .ok_or_else(|| foreign_site(site, self.sites.len()))?;
         Ok((&sums.s, sums.g.as_ref(), sums.mass.unwrap_or(0.0)))
     }
 
@@ -272,21 +351,31 @@ impl State {
             return Err(Error::Weight { weight });
         }
         if self.sites.len() != other.len() {
-            return Err(Error::Foreign { detail: format!("{} sites, not {}", other.len(), self.sites.len()) });
+            return Err(Error::Foreign {
+                detail: format!("{} sites, not {}", other.len(), self.sites.len()),
+            });
         }
         for (mine, theirs) in self.sites.iter().zip(other) {
             let (want, found) = (mine.keeps()?, theirs.keeps()?);
             if want != found {
-                return Err(Error::Foreign { detail: format!("sums of {found:?}, not {want:?}") });
+                return Err(Error::Foreign {
+                    detail: format!("sums of {found:?}, not {want:?}"),
+                });
             }
         }
         if writes == 0 || weight == 0.0 {
             return Ok(()); // Nothing is added: an empty state stays the bare model, bit for bit.
         }
         if Arc::get_mut(&mut self.sites).is_none() {
-            self.sites = Arc::new(self.sites.iter().map(Sums::copy).collect::<Result<_, Error>>()?);
+            self.sites = Arc::new(
+                self.sites
+                    .iter()
+                    .map(Sums::copy)
+                    .collect::<Result<_, Error>>()?,
+            );
         }
-        let sites = Arc::get_mut(&mut self.sites).expect("the sums were just made this state's own");
+        let sites =
+            Arc::get_mut(&mut self.sites).expect("the sums were just made this state's own");
         for (mine, theirs) in sites.iter_mut().zip(other) {
             mine.add(theirs, weight)?;
         }
@@ -297,11 +386,22 @@ impl State {
     /// A state of given sums (S, G, mass), as if `writes` tokens had written them.
     #[cfg(test)]
     pub(crate) fn of(sums: Vec<(Tensor, Option<Tensor>, Option<f64>)>, writes: u64) -> Self {
-        let sites = sums.into_iter().map(|(s, g, mass)| Sums { s, g, mass }).collect();
-        Self { sites: Arc::new(sites), writes }
+        let sites = sums
+            .into_iter()
+            .map(|(s, g, mass)| Sums { s, g, mass })
+            .collect();
+        Self {
+            sites: Arc::new(sites),
+            writes,
+        }
     }
 }
 
 fn foreign_site(index: usize, count: usize) -> Error {
-    Error::Foreign { detail: format!("it has {count} sites, none with index {index}") }
+    Error::Foreign {
+        detail: format!("it has {count} sites, none with index {index}"),
+    }
 }
+
+#[cfg(test)]
+mod tests;

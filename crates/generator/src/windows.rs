@@ -9,7 +9,9 @@ use std::ops::Range;
 /// A `window` of 0 counts as 1.
 pub fn fixed(tokens: usize, window: usize) -> impl Iterator<Item = Range<usize>> {
     let window = window.max(1);
-    (0..tokens).step_by(window).map(move |start| start..start.saturating_add(window).min(tokens))
+    (0..tokens)
+        .step_by(window)
+        .map(move |start| start..start.saturating_add(window).min(tokens))
 }
 
 /// n = ceil(T / W) windows of ceil(T / n) tokens, the last one with what is left. No tokens: no windows.

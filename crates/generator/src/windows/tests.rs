@@ -18,7 +18,10 @@ fn a_stream_of_74_at_32_has_a_tail_of_10() {
 
 #[test]
 fn no_tokens_make_no_windows() {
-    assert_eq!(fixed(0, 16).count() + equalised(0, 16).count() + equalised(0, 0).count(), 0);
+    assert_eq!(
+        fixed(0, 16).count() + equalised(0, 16).count() + equalised(0, 0).count(),
+        0
+    );
 }
 
 proptest! {
