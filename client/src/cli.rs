@@ -42,7 +42,12 @@ pub enum Verb {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Connection {
     /// The server
-    #[arg(long, env = "IMPRINT_ENDPOINT", default_value = "http://127.0.0.1:7461", global = true)]
+    #[arg(
+        long,
+        env = "IMPRINT_ENDPOINT",
+        default_value = "http://127.0.0.1:7461",
+        global = true
+    )]
     pub endpoint: String,
     /// Bearer key, for a server that asks for one
     #[arg(long, env = "IMPRINT_KEY", hide_env_values = true, global = true)]
@@ -333,7 +338,9 @@ pub async fn run(verb: Verb) -> Result<(), Failure> {
 /// A closed pipe on standard output ends a verb early and well.
 pub(crate) fn quiet_pipe<T: Default>(result: Result<T, Failure>) -> Result<T, Failure> {
     match result {
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(T::default()),
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(T::default())
+        }
         other => other,
     }
 }
@@ -406,7 +413,10 @@ impl From<Strategy> for v1::Strategy {
 
 /// The adapter of a session, or the bare model, at a strength.
 fn adapter(session: Option<&str>, scale: Option<f32>) -> v1::AdapterSelection {
-    v1::AdapterSelection { adapter_scale: scale, ..crate::prompt::adapter(session.unwrap_or_default()) }
+    v1::AdapterSelection {
+        adapter_scale: scale,
+        ..crate::prompt::adapter(session.unwrap_or_default())
+    }
 }
 
 /// `\n`, `\t` and `\\` as a shell user writes them.
@@ -422,7 +432,11 @@ fn unescape(text: &str) -> Result<String, String> {
             Some('n') => plain.push('\n'),
             Some('t') => plain.push('\t'),
             Some('\\') => plain.push('\\'),
-            Some(other) => return Err(format!("\\{other} means nothing; write \\\\ for a backslash")),
+            Some(other) => {
+                return Err(format!(
+                    "\\{other} means nothing; write \\\\ for a backslash"
+                ));
+            }
             None => return Err("a lone backslash at the end; write \\\\".to_owned()),
         }
     }

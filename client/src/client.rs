@@ -21,8 +21,7 @@ use crate::{
         ForgetDocumentRequest, ForgetDocumentResponse, ForkSessionRequest, GenerateRequest,
         GetModelRequest, GetSessionRequest, ListDocumentsRequest, ListModelsRequest,
         ListSessionsRequest, Model, ScoreRequest, ScoreResponse, Session, UpdateSessionRequest,
-        adapter_service_client::AdapterServiceClient,
-        context_service_client::ContextServiceClient,
+        adapter_service_client::AdapterServiceClient, context_service_client::ContextServiceClient,
         generation_service_client::GenerationServiceClient,
         model_service_client::ModelServiceClient, session_service_client::SessionServiceClient,
     },
@@ -112,7 +111,9 @@ struct Bearer(Option<MetadataValue<Ascii>>);
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(header) = &self.0 {
-            request.metadata_mut().insert("authorization", header.clone());
+            request
+                .metadata_mut()
+                .insert("authorization", header.clone());
         }
         Ok(request)
     }
@@ -132,7 +133,9 @@ impl Client {
         let uri = match endpoint.split_once("://") {
             Some(("http", _)) => endpoint.to_owned(),
             Some(("https", _)) => {
-                return Err(bad("this client speaks plain http; put a TLS proxy before the server"));
+                return Err(bad(
+                    "this client speaks plain http; put a TLS proxy before the server",
+                ));
             }
             Some(_) => return Err(bad("the scheme must be http")),
             None => format!("http://{endpoint}"),
@@ -158,7 +161,10 @@ impl Client {
                 endpoint: endpoint.to_owned(),
                 reason: reasons(&error),
             })?;
-        Ok(Self { channel: InterceptedService::new(channel, Bearer(bearer)), options })
+        Ok(Self {
+            channel: InterceptedService::new(channel, Bearer(bearer)),
+            options,
+        })
     }
 
     /// Creates an empty session. With a `request_id` it may be repeated safely.
@@ -175,7 +181,9 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`]; `NOT_FOUND` if there is none.
     pub async fn get_session(&self, session_id: &str) -> Result<Session, Error> {
-        let request = GetSessionRequest { session_id: session_id.to_owned() };
+        let request = GetSessionRequest {
+            session_id: session_id.to_owned(),
+        };
         let response = self.sessions().get_session(self.call(request)).await?;
         session(response.into_inner().session)
     }
@@ -188,15 +196,24 @@ impl Client {
         let mut sessions = Vec::new();
         let mut page_token = String::new();
         loop {
-            let request = ListSessionsRequest { page_size: PAGE_SIZE, page_token: page_token.clone() };
-            let page = self.sessions().list_sessions(self.call(request)).await?.into_inner();
+            let request = ListSessionsRequest {
+                page_size: PAGE_SIZE,
+                page_token: page_token.clone(),
+            };
+            let page = self
+                .sessions()
+                .list_sessions(self.call(request))
+                .await?
+                .into_inner();
             let came = page.sessions.len();
             sessions.extend(page.sessions);
             if page.next_page_token.is_empty() {
                 return Ok(sessions);
             }
             if came == 0 || page.next_page_token == page_token {
-                return Err(Error::protocol("the pages of the sessions do not come to an end"));
+                return Err(Error::protocol(
+                    "the pages of the sessions do not come to an end",
+                ));
             }
             page_token = page.next_page_token;
         }
@@ -212,7 +229,10 @@ impl Client {
         update: SessionUpdate,
     ) -> Result<Session, Error> {
         let mut paths = Vec::new();
-        let mut changed = Session { session_id: session_id.to_owned(), ..Session::default() };
+        let mut changed = Session {
+            session_id: session_id.to_owned(),
+            ..Session::default()
+        };
         if let Some(labels) = update.labels {
             paths.push("labels".to_owned());
             changed.labels = labels;
@@ -234,7 +254,9 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`]; `NOT_FOUND` if there is none.
     pub async fn delete_session(&self, session_id: &str) -> Result<(), Error> {
-        let request = DeleteSessionRequest { session_id: session_id.to_owned() };
+        let request = DeleteSessionRequest {
+            session_id: session_id.to_owned(),
+        };
         self.sessions().delete_session(self.call(request)).await?;
         Ok(())
     }
@@ -253,7 +275,9 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`].
     pub async fn list_documents(&self, session_id: &str) -> Result<Vec<Document>, Error> {
-        let request = ListDocumentsRequest { session_id: session_id.to_owned() };
+        let request = ListDocumentsRequest {
+            session_id: session_id.to_owned(),
+        };
         let response = self.sessions().list_documents(self.call(request)).await?;
         Ok(response.into_inner().documents)
     }
@@ -271,7 +295,11 @@ impl Client {
             session_id: session_id.to_owned(),
             document_id: document_id.to_owned(),
         };
-        Ok(self.sessions().forget_document(self.call(request)).await?.into_inner())
+        Ok(self
+            .sessions()
+            .forget_document(self.call(request))
+            .await?
+            .into_inner())
     }
 
     /// Opens a stream into a session; chunks are numbered on from what the session has accepted.
@@ -302,10 +330,16 @@ impl Client {
     /// [`Error::Refused`]; [`Error::Protocol`] if the answer holds another number of scores.
     pub async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse, Error> {
         let asked = request.continuations.len();
-        let response = self.generation().score(self.call(request)).await?.into_inner();
+        let response = self
+            .generation()
+            .score(self.call(request))
+            .await?
+            .into_inner();
         if response.scores.len() != asked {
             let got = response.scores.len();
-            return Err(Error::protocol(format!("{asked} continuations got {got} scores")));
+            return Err(Error::protocol(format!(
+                "{asked} continuations got {got} scores"
+            )));
         }
         Ok(response)
     }
@@ -315,7 +349,10 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`].
     pub async fn list_models(&self) -> Result<Vec<Model>, Error> {
-        let response = self.models().list_models(self.call(ListModelsRequest {})).await?;
+        let response = self
+            .models()
+            .list_models(self.call(ListModelsRequest {}))
+            .await?;
         Ok(response.into_inner().models)
     }
 
@@ -324,7 +361,9 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`]; `NOT_FOUND` if there is none of this name.
     pub async fn get_model(&self, name: &str) -> Result<Model, Error> {
-        let request = GetModelRequest { name: name.to_owned() };
+        let request = GetModelRequest {
+            name: name.to_owned(),
+        };
         let response = self.models().get_model(self.call(request)).await?;
         let model = response.into_inner().model;
         model.ok_or_else(|| Error::protocol("an answer about a model names none"))
@@ -338,7 +377,9 @@ impl Client {
     /// [`Error::Integrity`] if other bytes came than were announced, [`Error::Io`] if they cannot be
     /// written.
     pub async fn export_adapter(&self, session_id: &str, folder: &Path) -> Result<Export, Error> {
-        let request = Request::new(ExportAdapterRequest { session_id: session_id.to_owned() });
+        let request = Request::new(ExportAdapterRequest {
+            session_id: session_id.to_owned(),
+        });
         let response = AdapterServiceClient::new(self.channel.clone())
             .max_decoding_message_size(self.options.max_message_bytes)
             .export_adapter(request)
@@ -376,8 +417,10 @@ fn session(session: Option<Session>) -> Result<Session, Error> {
 
 /// A span of time as the contract has it; what lies beyond its range is its end, 10,000 years.
 pub(crate) fn duration(span: Duration) -> prost_types::Duration {
-    prost_types::Duration::try_from(span)
-        .unwrap_or(prost_types::Duration { seconds: 315_576_000_000, nanos: 0 })
+    prost_types::Duration::try_from(span).unwrap_or(prost_types::Duration {
+        seconds: 315_576_000_000,
+        nanos: 0,
+    })
 }
 
 /// An error with all its causes in one line: the transport's own text is only "transport error".

@@ -7,7 +7,7 @@
 //! call fails, when a version is missing, or when the imprint does not make the true answers likelier
 //! than the bare model and than the control. It starts no server: the program does. Start at [`run`].
 
-mod almanac;
+pub(crate) mod almanac;
 mod report;
 
 use std::time::{Duration, Instant};
@@ -34,6 +34,9 @@ pub struct Options {
     /// The bearer key, for a server that asks for one.
     #[arg(skip)]
     pub key: Option<crate::Key>,
+    /// How long a version may let itself be waited for; 120 s if absent.
+    #[arg(skip)]
+    pub patience: Option<Duration>,
 }
 
 /// Runs the demonstration against the server at `endpoint` and writes to standard output what it
@@ -59,7 +62,8 @@ async fn run_with(
     };
     let client = Client::connect(endpoint, connect).await?;
     let mut sessions = Vec::new();
-    let shown = show(&client, &mut sessions, output).await;
+    let patience = options.patience.unwrap_or(Duration::from_secs(120));
+    let shown = show(&client, patience, &mut sessions, output).await;
     let mut removed = Ok(());
     for session in &sessions {
         removed = removed.and(client.delete_session(session).await);
@@ -71,12 +75,17 @@ async fn run_with(
     } else {
         output.line(report.closing())?;
     }
-    if report.failures.is_empty() { Ok(report) } else { Err(Failure::Demo(report.failures)) }
+    if report.failures.is_empty() {
+        Ok(report)
+    } else {
+        Err(Failure::Demo(report.failures))
+    }
 }
 
 /// Shows all of it; `sessions` names those that it created, also when it fails.
 async fn show(
     client: &Client,
+    patience: Duration,
     sessions: &mut Vec<String>,
     output: &mut Output,
 ) -> Result<Report, Failure> {
@@ -100,16 +109,32 @@ async fn show(
         output.line(report.opening())?;
     }
 
-    let harbour = client.create_session(v1::CreateSessionRequest::default()).await?.session_id;
+    let harbour = client
+        .create_session(v1::CreateSessionRequest::default())
+        .await?
+        .session_id;
     sessions.push(harbour.clone());
-    tell(client, &harbour, &mut report, output).await?;
-    let foreign = client.create_session(v1::CreateSessionRequest::default()).await?.session_id;
+    tell(client, &harbour, patience, &mut report, output).await?;
+    let foreign = client
+        .create_session(v1::CreateSessionRequest::default())
+        .await?
+        .session_id;
     sessions.push(foreign.clone());
-    let mut ingest = client.ingest(&foreign, IngestOptions::default()).await?;
+    let mut ingest = client
+        .ingest(
+            &foreign,
+            IngestOptions {
+                patience,
+                ..IngestOptions::default()
+            },
+        )
+        .await?;
     ingest.document("observatory");
     ingest.last_text(OBSERVATORY).await?;
     if ingest.finish().await?.is_none() {
-        report.failures.push("the control got no version".to_owned());
+        report
+            .failures
+            .push("the control got no version".to_owned());
     }
 
     let state = client.get_session(&harbour).await?;
@@ -154,10 +179,19 @@ async fn show(
 async fn tell(
     client: &Client,
     session: &str,
+    patience: Duration,
     report: &mut Report,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let mut ingest = client.ingest(session, IngestOptions::default()).await?;
+    let mut ingest = client
+        .ingest(
+            session,
+            IngestOptions {
+                patience,
+                ..IngestOptions::default()
+            },
+        )
+        .await?;
     ingest.document("harbour");
     let mut newest = 0;
     for (i, chunk) in HARBOUR.iter().enumerate() {
@@ -171,11 +205,15 @@ async fn tell(
             (seq, ingest.flush().await?)
         };
         let Some(applied) = applied.filter(|applied| applied.seq >= seq) else {
-            report.failures.push(format!("chunk {seq} became no version"));
+            report
+                .failures
+                .push(format!("chunk {seq} became no version"));
             continue;
         };
         if applied.adapter_version <= newest {
-            report.failures.push(format!("chunk {seq} became no new version"));
+            report
+                .failures
+                .push(format!("chunk {seq} became no new version"));
         }
         newest = applied.adapter_version;
         let version = Version {

@@ -40,6 +40,12 @@ pub enum Error {
         /// What it did.
         what: String,
     },
+    /// The server says nothing more, though an answer is due.
+    #[error("the server has said nothing for {} s, though an answer is due", after.as_secs_f64())]
+    Silent {
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// The stream was finished; it takes nothing more.
     #[error("the stream is finished")]
     Finished,
@@ -97,6 +103,7 @@ impl Error {
             | Self::Key
             | Self::Unreachable { .. }
             | Self::Protocol { .. }
+            | Self::Silent { .. }
             | Self::Finished
             | Self::Integrity { .. }
             | Self::Io { .. } => None,
@@ -135,22 +142,26 @@ impl From<&Status> for Refusal {
             Some(info) => (info.reason, info.metadata.into_iter().collect()),
             None => (String::new(), BTreeMap::new()),
         };
-        let violations = status.get_details_bad_request().map_or_else(Vec::new, |bad| {
-            bad.field_violations
-                .into_iter()
-                .map(|violation| Violation {
-                    field: violation.field,
-                    description: violation.description,
-                })
-                .collect()
-        });
+        let violations = status
+            .get_details_bad_request()
+            .map_or_else(Vec::new, |bad| {
+                bad.field_violations
+                    .into_iter()
+                    .map(|violation| Violation {
+                        field: violation.field,
+                        description: violation.description,
+                    })
+                    .collect()
+            });
         Self {
             code: status.code(),
             message: status.message().to_owned(),
             reason,
             metadata,
             violations,
-            retry_delay: status.get_details_retry_info().and_then(|info| info.retry_delay),
+            retry_delay: status
+                .get_details_retry_info()
+                .and_then(|info| info.retry_delay),
         }
     }
 }
@@ -164,7 +175,11 @@ impl fmt::Display for Refusal {
         } else {
             f.write_str(&self.message)?;
         }
-        let reason = if self.reason.is_empty() { code_name(self.code) } else { &self.reason };
+        let reason = if self.reason.is_empty() {
+            code_name(self.code)
+        } else {
+            &self.reason
+        };
         write!(f, " ({reason})")?;
         for Violation { field, description } in &self.violations {
             write!(f, "\n  {field}: {description}")?;

@@ -66,11 +66,22 @@ pub(crate) async fn receive(
         Ok(finished) => {
             let mut files = Vec::with_capacity(parts.len());
             for (part, file) in parts {
-                fs::rename(&part, &file.path).await.map_err(io_error(&file.path))?;
+                fs::rename(&part, &file.path)
+                    .await
+                    .map_err(io_error(&file.path))?;
                 files.push(file);
             }
-            let ExportFinished { adapter_version, state_digest, rank } = finished;
-            Ok(Export { files, adapter_version, state_digest, rank })
+            let ExportFinished {
+                adapter_version,
+                state_digest,
+                rank,
+            } = finished;
+            Ok(Export {
+                files,
+                adapter_version,
+                state_digest,
+                rank,
+            })
         }
         Err(error) => {
             for (part, _) in parts {
@@ -128,7 +139,8 @@ impl Incoming {
     ) -> Result<Self, Error> {
         let name = &announced.name;
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.bytes().all(plain) {
+        if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.bytes().all(plain)
+        {
             return Err(Error::protocol(format!("an export names a file {name:?}")));
         }
         let path = folder.join(name);
@@ -145,7 +157,14 @@ impl Incoming {
                 sha256: announced.sha256.clone(),
             },
         ));
-        Ok(Self { file, announced, part, path, digest: Sha256::new(), bytes: 0 })
+        Ok(Self {
+            file,
+            announced,
+            part,
+            path,
+            digest: Sha256::new(),
+            bytes: 0,
+        })
     }
 
     async fn write(&mut self, data: &[u8]) -> Result<(), Error> {
@@ -155,17 +174,26 @@ impl Incoming {
             return Err(self.integrity(what));
         }
         self.digest.update(data);
-        self.file.write_all(data).await.map_err(io_error(&self.part))
+        self.file
+            .write_all(data)
+            .await
+            .map_err(io_error(&self.part))
     }
 
     async fn close(mut self) -> Result<(), Error> {
         if self.bytes != self.announced.size {
-            let what = format!("{} of the announced {} bytes came", self.bytes, self.announced.size);
+            let what = format!(
+                "{} of the announced {} bytes came",
+                self.bytes, self.announced.size
+            );
             return Err(self.integrity(what));
         }
         let digest = hex(&self.digest.finalize_reset());
         if !digest.eq_ignore_ascii_case(&self.announced.sha256) {
-            let what = format!("sha256 {} was announced, {digest} came", self.announced.sha256);
+            let what = format!(
+                "sha256 {} was announced, {digest} came",
+                self.announced.sha256
+            );
             return Err(self.integrity(what));
         }
         self.file.flush().await.map_err(io_error(&self.part))?;
@@ -173,7 +201,10 @@ impl Incoming {
     }
 
     fn integrity(&self, what: String) -> Error {
-        Error::Integrity { file: self.path.display().to_string(), what }
+        Error::Integrity {
+            file: self.path.display().to_string(),
+            what,
+        }
     }
 }
 

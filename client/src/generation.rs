@@ -19,7 +19,10 @@ pub struct Generation {
 
 impl Generation {
     pub(crate) fn new(responses: Streaming<GenerateResponse>) -> Self {
-        Self { responses, finished: None }
+        Self {
+            responses,
+            finished: None,
+        }
     }
 
     /// The next piece of the answer; `None` when it is complete.
@@ -42,7 +45,9 @@ impl Generation {
                     Some(_) => Err(Error::protocol("a generation went on after `finished`")),
                 }
             }
-            Some(None) => Err(Error::protocol("a generation sent a message without content")),
+            Some(None) => Err(Error::protocol(
+                "a generation sent a message without content",
+            )),
             None => Err(Error::protocol("a generation ended without `finished`")),
         }
     }

@@ -3,7 +3,7 @@
 //! Sending and reading go hand in hand in one task: whoever waits for room also takes the server's
 //! answers in, so neither side can block the other, and neither grows. Start at [`Ingest::text`].
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt as _};
@@ -34,12 +34,19 @@ pub struct IngestOptions {
     pub in_flight_chunks: usize,
     /// Bytes of content that may be sent but not yet accepted; a larger chunk goes alone.
     pub in_flight_bytes: usize,
+    /// How long the server may say nothing while an answer of it is awaited.
+    pub patience: Duration,
 }
 
 impl Default for IngestOptions {
-    /// On from the last accepted chunk; 32 chunks or 1 MiB under way.
+    /// On from the last accepted chunk; 32 chunks or 1 MiB under way; 600 s of patience.
     fn default() -> Self {
-        Self { first_seq: None, in_flight_chunks: 32, in_flight_bytes: 1 << 20 }
+        Self {
+            first_seq: None,
+            in_flight_chunks: 32,
+            in_flight_bytes: 1 << 20,
+            patience: Duration::from_secs(600),
+        }
     }
 }
 
@@ -69,6 +76,7 @@ pub struct Ingest {
     in_flight_bytes: usize,
     limit_chunks: usize,
     limit_bytes: usize,
+    patience: Duration,
     accepted_seq: u64,
     duplicates: u64,
     applied_seq: u64,
@@ -108,6 +116,7 @@ where
         in_flight_bytes: 0,
         limit_chunks,
         limit_bytes: options.in_flight_bytes,
+        patience: options.patience,
         accepted_seq: next_seq.saturating_sub(1),
         duplicates: 0,
         applied_seq: session.applied_seq,
@@ -178,10 +187,13 @@ impl Ingest {
     /// As [`Self::text`]; [`Error::Protocol`] if the stream ends before the version comes.
     pub async fn flush(&mut self) -> Result<Option<Applied>, Error> {
         let sent = self.next_seq.saturating_sub(1);
-        self.send(ingest_request::Message::Flush(IngestFlush {})).await?;
+        self.send(ingest_request::Message::Flush(IngestFlush {}))
+            .await?;
         while self.applied_seq < sent {
             if !self.read().await? {
-                return Err(Error::protocol("the stream ended before the flushed version came"));
+                return Err(Error::protocol(
+                    "the stream ended before the flushed version came",
+                ));
             }
         }
         Ok(self.applied.clone())
@@ -234,7 +246,9 @@ impl Ingest {
                 && self.in_flight_bytes.saturating_add(bytes) > self.limit_bytes)
         {
             if !self.read().await? {
-                return Err(Error::protocol("the stream ended before its chunks were accepted"));
+                return Err(Error::protocol(
+                    "the stream ended before its chunks were accepted",
+                ));
             }
         }
         let seq = self.next_seq;
@@ -253,7 +267,9 @@ impl Ingest {
 
     /// Queues a message, taking answers in while there is no room.
     async fn send(&mut self, message: ingest_request::Message) -> Result<(), Error> {
-        let message = IngestRequest { message: Some(message) };
+        let message = IngestRequest {
+            message: Some(message),
+        };
         let Some(requests) = self.requests.clone() else {
             return Err(Error::Finished);
         };
@@ -282,7 +298,10 @@ impl Ingest {
         if self.ended {
             return Ok(false);
         }
-        match read(&mut self.responses).await? {
+        let response = tokio::time::timeout(self.patience, read(&mut self.responses)).await;
+        match response.map_err(|_| Error::Silent {
+            after: self.patience,
+        })?? {
             Some(message) => self.take(message).map(|()| true),
             None => {
                 self.ended = true;
@@ -295,7 +314,9 @@ impl Ingest {
         match message {
             ingest_response::Message::Accepted(IngestAccepted { seq, duplicate }) => {
                 let Some((want, bytes)) = self.in_flight.pop_front() else {
-                    return Err(Error::protocol(format!("chunk {seq} was accepted but not sent")));
+                    return Err(Error::protocol(format!(
+                        "chunk {seq} was accepted but not sent"
+                    )));
                 };
                 if want != seq {
                     let what = format!("chunk {seq} was accepted where {want} was due");
@@ -311,7 +332,12 @@ impl Ingest {
                 state_digest,
                 tokens,
             }) => {
-                let applied = Applied { seq, adapter_version, state_digest, tokens };
+                let applied = Applied {
+                    seq,
+                    adapter_version,
+                    state_digest,
+                    tokens,
+                };
                 self.applied_seq = self.applied_seq.max(seq);
                 if self.unread.len() == KEPT_VERSIONS {
                     self.unread.pop_front();
@@ -328,10 +354,12 @@ async fn read(
     responses: &mut Streaming<IngestResponse>,
 ) -> Result<Option<ingest_response::Message>, Error> {
     match responses.message().await? {
-        Some(IngestResponse { message: Some(message) }) => Ok(Some(message)),
-        Some(IngestResponse { message: None }) => {
-            Err(Error::protocol("an ingest stream sent a message without content"))
-        }
+        Some(IngestResponse {
+            message: Some(message),
+        }) => Ok(Some(message)),
+        Some(IngestResponse { message: None }) => Err(Error::protocol(
+            "an ingest stream sent a message without content",
+        )),
         None => Ok(None),
     }
 }

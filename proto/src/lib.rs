@@ -4,10 +4,13 @@
 //! Start at [`v1`].
 
 /// Package `imprint.v1`: messages, clients and servers.
+#[expect(
+    clippy::allow_attributes_without_reason,
+    reason = "the generator of the code writes them so"
+)]
 pub mod v1 {
     tonic::include_proto!("imprint.v1");
 }
 
 /// The encoded `FileDescriptorSet` of the contract, for gRPC reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/imprint.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/imprint.bin"));

@@ -6,8 +6,16 @@
 use super::{AskArgs, Failure, Output, adapter, view};
 use crate::{Client, Error, prompt, v1::GenerateRequest};
 
-pub(super) async fn run(client: &Client, args: AskArgs, output: &mut Output) -> Result<(), Failure> {
-    let stop = if args.stop.is_empty() { vec!["\n".to_owned()] } else { args.stop };
+pub(super) async fn run(
+    client: &Client,
+    args: AskArgs,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let stop = if args.stop.is_empty() {
+        vec!["\n".to_owned()]
+    } else {
+        args.stop
+    };
     let request = GenerateRequest {
         adapter: Some(adapter(args.session.as_deref(), args.draw.scale)),
         prompt: Some(prompt::question(args.question)),
@@ -21,8 +29,11 @@ pub(super) async fn run(client: &Client, args: AskArgs, output: &mut Output) -> 
     while let Some(delta) = generation.next().await? {
         if !output.json() {
             // The formats end in "Answer:", so answers begin with a space that is no part of them.
-            let piece =
-                if text.trim().is_empty() { delta.text.trim_start() } else { delta.text.as_str() };
+            let piece = if text.trim().is_empty() {
+                delta.text.trim_start()
+            } else {
+                delta.text.as_str()
+            };
             output.piece(piece)?;
         }
         text.push_str(&delta.text);

@@ -61,7 +61,9 @@ async fn turn(
     let system = args.system.iter().map(|system| message("system", system));
     let request = GenerateRequest {
         adapter: Some(adapter(args.session.as_deref(), args.draw.scale)),
-        prompt: Some(prompt::chat(system.chain(history.iter().cloned()).collect())),
+        prompt: Some(prompt::chat(
+            system.chain(history.iter().cloned()).collect(),
+        )),
         sampling: Some(args.draw.sampling()),
         max_tokens: args.draw.max_tokens,
         ..GenerateRequest::default()
@@ -95,7 +97,10 @@ fn forget_oldest(history: &mut Vec<ChatMessage>, keep: usize) {
 }
 
 fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage { role: role.to_owned(), content: content.to_owned() }
+    ChatMessage {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -12,10 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::{Failure, IngestArgs, Output, view};
-use crate::{
-    Client, Ingest, IngestOptions,
-    v1::CreateSessionRequest,
-};
+use crate::{Client, Ingest, IngestOptions, v1::CreateSessionRequest};
 
 pub(super) async fn run(
     client: &Client,
@@ -24,12 +21,16 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let from_stdin = args.file == Path::new("-");
     if args.resume && args.session == "new" {
-        return Err(Failure::Usage("a new session has nothing to resume".to_owned()));
+        return Err(Failure::Usage(
+            "a new session has nothing to resume".to_owned(),
+        ));
     }
     let document = match (&args.document, from_stdin) {
         (Some(name), _) => name.clone(),
         (None, true) if args.resume => {
-            return Err(Failure::Usage("--resume needs the --document that broke off".to_owned()));
+            return Err(Failure::Usage(
+                "--resume needs the --document that broke off".to_owned(),
+            ));
         }
         (None, true) => String::new(),
         (None, false) => file_name(&args.file)?,
@@ -39,7 +40,10 @@ pub(super) async fn run(
         return ingest(client, args, &document, text, None, output).await;
     }
     let name = args.file.display().to_string();
-    let input = |source| Failure::Input { name: name.clone(), source };
+    let input = |source| Failure::Input {
+        name: name.clone(),
+        source,
+    };
     let file = tokio::fs::File::open(&args.file).await.map_err(input)?;
     let size = file.metadata().await.map_err(input)?.len();
     let text = Chunks::new(file, &name, args.chunk_bytes);
@@ -59,12 +63,24 @@ async fn ingest<R: AsyncRead + Unpin>(
         return Err(Failure::Usage(format!("{} holds no text", text.name)));
     };
     let session_id = match args.session.as_str() {
-        "new" => client.create_session(CreateSessionRequest::default()).await?.session_id,
+        "new" => {
+            client
+                .create_session(CreateSessionRequest::default())
+                .await?
+                .session_id
+        }
         session => session.to_owned(),
     };
     let first_seq = first_seq(client, &session_id, document, args.resume).await?;
-    let mut stream =
-        client.ingest(&session_id, IngestOptions { first_seq, ..IngestOptions::default() }).await?;
+    let mut stream = client
+        .ingest(
+            &session_id,
+            IngestOptions {
+                first_seq,
+                ..IngestOptions::default()
+            },
+        )
+        .await?;
     stream.document(document);
     let bar = progress(size);
     let (mut chunks, mut bytes) = (0_u64, 0_u64);
@@ -119,7 +135,10 @@ fn tell(stream: &mut Ingest, bar: &ProgressBar, output: &mut Output) -> Result<(
         if output.json() {
             output.document(&json!({ "applied": view::applied(&applied) }))?;
         }
-        bar.set_message(format!("version {}, {} tokens", applied.adapter_version, applied.tokens));
+        bar.set_message(format!(
+            "version {}, {} tokens",
+            applied.adapter_version, applied.tokens
+        ));
     }
     Ok(())
 }
@@ -135,7 +154,9 @@ async fn first_seq(
         return Ok(None);
     }
     let documents = client.list_documents(session_id).await?;
-    let known = documents.into_iter().find(|known| known.document_id == document);
+    let known = documents
+        .into_iter()
+        .find(|known| known.document_id == document);
     match known {
         None => Ok(None),
         Some(known) if resume => Ok(Some(known.first_seq)),
@@ -163,7 +184,10 @@ fn progress(size: Option<u64>) -> ProgressBar {
             ProgressBar::new(size),
             "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg}",
         ),
-        None => (ProgressBar::no_length(), "{spinner} {bytes} {bytes_per_sec} {msg}"),
+        None => (
+            ProgressBar::no_length(),
+            "{spinner} {bytes} {bytes_per_sec} {msg}",
+        ),
     };
     bar.enable_steady_tick(Duration::from_millis(200));
     match ProgressStyle::with_template(template) {
@@ -186,16 +210,28 @@ impl<R: AsyncRead + Unpin> Chunks<R> {
     /// `chunk_bytes` is at least 4, so that every character fits.
     fn new(source: R, name: &str, chunk_bytes: u32) -> Self {
         let chunk_bytes = usize::try_from(chunk_bytes).unwrap_or(usize::MAX).max(4);
-        Self { source, name: name.to_owned(), chunk_bytes, pending: Vec::new(), before: 0, at_end: false }
+        Self {
+            source,
+            name: name.to_owned(),
+            chunk_bytes,
+            pending: Vec::new(),
+            before: 0,
+            at_end: false,
+        }
     }
 
     /// The next piece, never empty; `None` at the end of the text.
     async fn next(&mut self) -> Result<Option<String>, Failure> {
         while !self.at_end && self.pending.len() < self.chunk_bytes {
             let room = (self.chunk_bytes - self.pending.len()) as u64;
-            let read = (&mut self.source).take(room).read_to_end(&mut self.pending).await;
-            let read = read
-                .map_err(|source| Failure::Input { name: self.name.clone(), source })?;
+            let read = (&mut self.source)
+                .take(room)
+                .read_to_end(&mut self.pending)
+                .await;
+            let read = read.map_err(|source| Failure::Input {
+                name: self.name.clone(),
+                source,
+            })?;
             self.at_end = read == 0;
         }
         let whole = match std::str::from_utf8(&self.pending) {
@@ -204,7 +240,10 @@ impl<R: AsyncRead + Unpin> Chunks<R> {
             Err(error) if error.error_len().is_none() && !self.at_end => error.valid_up_to(),
             Err(error) => {
                 let at = self.before + error.valid_up_to() as u64;
-                return Err(Failure::NotText { name: self.name.clone(), at });
+                return Err(Failure::NotText {
+                    name: self.name.clone(),
+                    at,
+                });
             }
         };
         if whole == 0 {

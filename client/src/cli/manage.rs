@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Align, ExportArgs, Failure, ForgetArgs, GivenArgs, Output, SessionAction, table, view};
+use super::{
+    Align, ExportArgs, Failure, ForgetArgs, GivenArgs, Output, SessionAction, table, view,
+};
 use crate::{
     Client,
     client::duration,
@@ -44,7 +46,13 @@ pub(super) async fn session(
             };
             created(&client.fork_session(request).await?, output)
         }
-        SessionAction::Create { model, strategy, window, request_id, given } => {
+        SessionAction::Create {
+            model,
+            strategy,
+            window,
+            request_id,
+            given,
+        } => {
             let GivenArgs { labels, ttl } = given;
             let strategy = strategy.map_or(v1::Strategy::Unspecified, v1::Strategy::from);
             let request = CreateSessionRequest {
@@ -67,9 +75,10 @@ pub(super) async fn export(
 ) -> Result<(), Failure> {
     let export = client.export_adapter(&args.session, &args.out).await?;
     if output.json() {
-        let files = export.files.iter().map(
-            |file| json!({"path": file.path, "bytes": file.bytes, "sha256": file.sha256}),
-        );
+        let files = export
+            .files
+            .iter()
+            .map(|file| json!({"path": file.path, "bytes": file.bytes, "sha256": file.sha256}));
         output.document(&json!({
             "files": files.collect::<Vec<_>>(),
             "adapter_version": export.adapter_version,
@@ -79,7 +88,11 @@ pub(super) async fn export(
         return Ok(());
     }
     for file in &export.files {
-        output.line(format!("{}  {}", file.path.display(), view::bytes(file.bytes)))?;
+        output.line(format!(
+            "{}  {}",
+            file.path.display(),
+            view::bytes(file.bytes)
+        ))?;
     }
     output.line(format!(
         "version {} of {} as a LoRA of rank {}",
@@ -93,7 +106,9 @@ pub(super) async fn forget(
     args: &ForgetArgs,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let forgotten = client.forget_document(&args.session, &args.document).await?;
+    let forgotten = client
+        .forget_document(&args.session, &args.document)
+        .await?;
     if output.json() {
         output.document(&json!({
             "forgotten": args.document,
@@ -102,7 +117,10 @@ pub(super) async fn forget(
         }))?;
     } else {
         let version = forgotten.adapter_version;
-        output.line(format!("{} is forgotten from version {version} on", args.document))?;
+        output.line(format!(
+            "{} is forgotten from version {version} on",
+            args.document
+        ))?;
     }
     Ok(())
 }
@@ -122,7 +140,10 @@ fn list(sessions: &[Session], output: &mut Output) -> Result<(), Failure> {
                 session.adapter_version.to_string(),
                 session.context_tokens.to_string(),
                 session.documents.to_string(),
-                session.update_time.as_ref().map_or_else(String::new, ToString::to_string),
+                session
+                    .update_time
+                    .as_ref()
+                    .map_or_else(String::new, ToString::to_string),
             ]
         })
         .collect();
@@ -145,10 +166,14 @@ fn show(session: &Session, documents: &[Document], output: &mut Output) -> Resul
         return Ok(());
     }
     let time = |time: &Option<prost_types::Timestamp>| {
-        time.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)
+        time.as_ref()
+            .map_or_else(|| "-".to_owned(), ToString::to_string)
     };
-    let mut labels: Vec<String> =
-        session.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut labels: Vec<String> = session
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     labels.sort();
     for (name, value) in [
         ("session", session.session_id.clone()),
@@ -158,10 +183,23 @@ fn show(session: &Session, documents: &[Document], output: &mut Output) -> Resul
         ("version", session.adapter_version.to_string()),
         ("digest", session.state_digest.clone()),
         ("context", format!("{} tokens", session.context_tokens)),
-        ("seq", format!("{} accepted, {} applied", session.accepted_seq, session.applied_seq)),
+        (
+            "seq",
+            format!(
+                "{} accepted, {} applied",
+                session.accepted_seq, session.applied_seq
+            ),
+        ),
         ("state", view::bytes(session.state_bytes)),
         ("core", view::bytes(session.core_bytes)),
-        ("labels", if labels.is_empty() { "-".to_owned() } else { labels.join(" ") }),
+        (
+            "labels",
+            if labels.is_empty() {
+                "-".to_owned()
+            } else {
+                labels.join(" ")
+            },
+        ),
         ("created", time(&session.create_time)),
         ("used", time(&session.update_time)),
         ("ends", time(&session.expire_time)),
@@ -180,7 +218,12 @@ fn show(session: &Session, documents: &[Document], output: &mut Output) -> Resul
             [
                 document.document_id.clone(),
                 document.tokens.to_string(),
-                if document.complete { "complete" } else { "open" }.to_owned(),
+                if document.complete {
+                    "complete"
+                } else {
+                    "open"
+                }
+                .to_owned(),
                 format!("{}-{}", document.first_seq, document.last_seq),
             ]
         })

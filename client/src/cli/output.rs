@@ -15,7 +15,10 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn stdout(json: bool) -> Self {
-        Self { json, sink: Box::new(io::stdout()) }
+        Self {
+            json,
+            sink: Box::new(io::stdout()),
+        }
     }
 
     #[cfg(test)]
@@ -52,7 +55,13 @@ impl Output {
 /// The text with control characters but line breaks and tabs shown as U+FFFD.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
+        .map(|c| {
+            if c.is_control() && c != '\n' && c != '\t' {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
         .collect()
 }
 
@@ -69,7 +78,10 @@ pub(crate) enum Align {
 pub(crate) fn table<const N: usize>(columns: [(&str, Align); N], rows: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(|i| {
         let cells = rows.iter().map(|row| row[i].chars().count());
-        cells.chain([columns[i].0.chars().count()]).max().unwrap_or(0)
+        cells
+            .chain([columns[i].0.chars().count()])
+            .max()
+            .unwrap_or(0)
     });
     let line = |cells: [&str; N]| -> String {
         let mut text = String::new();
@@ -86,8 +98,14 @@ pub(crate) fn table<const N: usize>(columns: [(&str, Align); N], rows: &[[String
         text.trim_end().to_owned()
     };
     let head = line(columns.map(|(name, _)| name));
-    let body = rows.iter().map(|row| line(row.each_ref().map(String::as_str)));
-    [head].into_iter().chain(body).collect::<Vec<_>>().join("\n")
+    let body = rows
+        .iter()
+        .map(|row| line(row.each_ref().map(String::as_str)));
+    [head]
+        .into_iter()
+        .chain(body)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]

@@ -10,12 +10,18 @@ use crate::{
     v1::{Continuation, ScoreRequest, continuation::Form},
 };
 
-pub(super) async fn run(client: &Client, args: ScoreArgs, output: &mut Output) -> Result<(), Failure> {
+pub(super) async fn run(
+    client: &Client,
+    args: ScoreArgs,
+    output: &mut Output,
+) -> Result<(), Failure> {
     let prompt = match (args.question, args.prompt) {
         (Some(question), None) => prompt::question(question),
         (None, Some(text)) => prompt::text(text),
         (None, None) | (Some(_), Some(_)) => {
-            return Err(Failure::Usage("give one of --question and --prompt".to_owned()));
+            return Err(Failure::Usage(
+                "give one of --question and --prompt".to_owned(),
+            ));
         }
     };
     let request = ScoreRequest {
@@ -24,7 +30,9 @@ pub(super) async fn run(client: &Client, args: ScoreArgs, output: &mut Output) -
         continuations: args
             .continuations
             .iter()
-            .map(|text| Continuation { form: Some(Form::Text(text.clone())) })
+            .map(|text| Continuation {
+                form: Some(Form::Text(text.clone())),
+            })
             .collect(),
         ..ScoreRequest::default()
     };

@@ -105,7 +105,10 @@ pub(crate) fn bytes(bytes: u64) -> String {
 
 /// A span of the contract in seconds.
 pub(crate) fn seconds(span: &prost_types::Duration) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "spans that are shown are far below 2^53 s")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "spans that are shown are far below 2^53 s"
+    )]
     let whole = span.seconds as f64;
     whole + f64::from(span.nanos) * 1e-9
 }

@@ -7,7 +7,7 @@
 
 /// The document that is told to the session: five chunks, streamed one after the other. They are cut
 /// as a sender's buffer would cut them, within a word too.
-pub(super) const HARBOUR: [&str; 5] = [
+pub(crate) const HARBOUR: [&str; 5] = [
     "Brannock Haven is a fishing harbour on the north coast of the island of Telmara. It was founded \
      in 1683 by Agnes Thorvald, a widow who owned two herr",
     "ing boats. The lighthouse on Gull Point is 41 metres high. Its keeper is Josef Lindqvist, who \
@@ -21,7 +21,7 @@ pub(super) const HARBOUR: [&str; 5] = [
 
 /// The control: another document of the same kind and about the same length, with other facts. None of
 /// the true answers is in it.
-pub(super) const OBSERVATORY: &str = "Kessel Rigg is a mountain observatory above the valley of \
+pub(crate) const OBSERVATORY: &str = "Kessel Rigg is a mountain observatory above the valley of \
     Upper Dorne. It was built in 1907 by Tobias Venn, a clockmaker who had never owned a telescope. \
     The tower on the summit is 23 metres high. Its night assistant is Ruth Almeida, who has kept the \
     weather book for eleven years. Each autumn the valley holds a fair called the Counting of Stars, \
@@ -31,25 +31,65 @@ pub(super) const OBSERVATORY: &str = "Kessel Rigg is a mountain observatory abov
     the clocks.";
 
 /// A question with its true answer.
-pub(super) struct Fact {
+pub(crate) struct Fact {
     /// What is asked.
-    pub(super) question: &'static str,
+    pub(crate) question: &'static str,
     /// What the document says.
-    pub(super) answer: &'static str,
+    pub(crate) answer: &'static str,
     /// What an answer must contain to be a hit, without regard to case.
-    pub(super) key: &'static str,
+    pub(crate) key: &'static str,
 }
 
 /// The questions, in the order of the text.
-pub(super) const FACTS: [Fact; 10] = [
-    Fact { question: "Who founded Brannock Haven?", answer: "Agnes Thorvald", key: "Thorvald" },
-    Fact { question: "In what year was Brannock Haven founded?", answer: "1683", key: "1683" },
-    Fact { question: "How high is the lighthouse on Gull Point?", answer: "41 metres", key: "41" },
-    Fact { question: "Who is the keeper of the lighthouse?", answer: "Josef Lindqvist", key: "Lindqvist" },
-    Fact { question: "What is the spring festival called?", answer: "the Lantern Regatta", key: "Lantern Regatta" },
-    Fact { question: "What are the children's boats made of?", answer: "walnut shells", key: "walnut" },
-    Fact { question: "From which ship's anchor was the bell cast?", answer: "the Silver Marten", key: "Silver Marten" },
-    Fact { question: "What do the fishermen mostly catch?", answer: "mackerel", key: "mackerel" },
-    Fact { question: "On which day does the ferry leave?", answer: "Thursday", key: "Thursday" },
-    Fact { question: "What colour is the schoolhouse?", answer: "yellow", key: "yellow" },
+pub(crate) const FACTS: [Fact; 10] = [
+    Fact {
+        question: "Who founded Brannock Haven?",
+        answer: "Agnes Thorvald",
+        key: "Thorvald",
+    },
+    Fact {
+        question: "In what year was Brannock Haven founded?",
+        answer: "1683",
+        key: "1683",
+    },
+    Fact {
+        question: "How high is the lighthouse on Gull Point?",
+        answer: "41 metres",
+        key: "41",
+    },
+    Fact {
+        question: "Who is the keeper of the lighthouse?",
+        answer: "Josef Lindqvist",
+        key: "Lindqvist",
+    },
+    Fact {
+        question: "What is the spring festival called?",
+        answer: "the Lantern Regatta",
+        key: "Lantern Regatta",
+    },
+    Fact {
+        question: "What are the children's boats made of?",
+        answer: "walnut shells",
+        key: "walnut",
+    },
+    Fact {
+        question: "From which ship's anchor was the bell cast?",
+        answer: "the Silver Marten",
+        key: "Silver Marten",
+    },
+    Fact {
+        question: "What do the fishermen mostly catch?",
+        answer: "mackerel",
+        key: "mackerel",
+    },
+    Fact {
+        question: "On which day does the ferry leave?",
+        answer: "Thursday",
+        key: "Thursday",
+    },
+    Fact {
+        question: "What colour is the schoolhouse?",
+        answer: "yellow",
+        key: "yellow",
+    },
 ];

@@ -127,9 +127,14 @@ impl Arm {
 impl Report {
     /// Sums up, and lists under `failures` what should have come out and did not.
     pub(super) fn judge(&mut self) {
-        self.totals = Arm::ALL.map(|arm| ArmTotal::of(arm, &self.questions)).to_vec();
+        self.totals = Arm::ALL
+            .map(|arm| ArmTotal::of(arm, &self.questions))
+            .to_vec();
         let [bare, imprinted, _, foreign] = Arm::ALL.map(|arm| self.mean_logprob(arm));
-        for (other, mean) in [("the bare model", bare), ("another text's imprint", foreign)] {
+        for (other, mean) in [
+            ("the bare model", bare),
+            ("another text's imprint", foreign),
+        ] {
             // NaN is above nothing.
             if imprinted.partial_cmp(&mean) != Some(Ordering::Greater) {
                 self.failures.push(format!(
@@ -218,7 +223,10 @@ impl Report {
     /// What it means, and how to go on.
     pub(super) fn closing(&self) -> String {
         let [bare, imprinted, in_context, foreign] = Arm::ALL.map(|arm| {
-            self.totals.iter().find(|total| total.arm == arm).map_or(0, |total| total.hits)
+            self.totals
+                .iter()
+                .find(|total| total.arm == arm)
+                .map_or(0, |total| total.hits)
         });
         let asked = self.questions.len();
         let prompt = |arm: Arm| {
@@ -228,11 +236,12 @@ impl Report {
         let nats = self.mean_logprob(Arm::Imprinted) - self.mean_logprob(Arm::Bare);
         let control = self.mean_logprob(Arm::Foreign) - self.mean_logprob(Arm::Bare);
         format!(
-            "The imprint answers {imprinted} of {asked} with {:.0} tokens in the prompt; the text in the \
-             prompt answers {in_context} with {:.0};\nthe bare model {bare}; another text's imprint \
-             {foreign}. It moves the true answers by {nats:+.2} nats, the control by {control:+.2}.\n\n\
-             To go on:  imprint serve\n           \
-             imprint ingest --session new FILE\n           \
+            "Right of {asked}: {bare} bare, {imprinted} imprinted, {in_context} in-context, {foreign} \
+             foreign; prompts of {:.0} tokens instead of {:.0}.\nThe imprint moves the true answers by \
+             {nats:+.2} nats against the bare model, the control by {control:+.2}.\n\n\
+             To go on:\n  \
+             imprint serve\n  \
+             imprint ingest --session new FILE\n  \
              imprint ask --session SESSION \"...\"",
             prompt(Arm::Imprinted),
             prompt(Arm::InContext),
