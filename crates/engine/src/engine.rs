@@ -4,9 +4,10 @@
 //! [`Engine::step`].
 //!
 //! KV blocks: a request gets all it can come to need when it starts, an open window what its next row needs. What an open
-//! window holds can be taken from it between steps (its tokens are then run again, without writing): a request that waits
-//! takes from the windows read longest ago, a window from those whose turn comes after its own. While a window waits for
-//! blocks, no request starts: those that run end, so it gets them.
+//! window holds can be taken from it between steps (its tokens are then run again, without writing). A window takes from
+//! those whose turn comes after its own, so the first always goes on. A request takes from those that rest, read longest
+//! ago first, then from those with a turn, from each window once. While the first window waits for blocks, no request
+//! starts: those that run end, so it gets them. So neither waits for ever.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -68,7 +69,7 @@ pub struct Engine {
     sessions: BTreeMap<SessionId, Session>,
     waiting: VecDeque<Request>,
     running: Vec<Request>,
-    /// Whether a window waits for blocks.
+    /// Whether the window whose turn it is waits for blocks.
     window_waits: bool,
     next_turn: u64,
     steps: u64,
@@ -292,7 +293,7 @@ impl Engine {
     fn fork(&self, from: SessionId, to: SessionId) -> Result<Session, SessionError> {
         let session = self.sessions.get(&from).ok_or(SessionError::UnknownSession { session: from })?;
         self.room_for(to)?;
-        within_budget(self.state_bytes(), session.budget_bytes(0), &self.config)?;
+        within_budget(self.state_bytes(), session.budget_bytes(0), self.config.state_budget_bytes)?;
         session.fork(to).map_err(|error| SessionError::from_state(&error))
     }
 
@@ -307,15 +308,13 @@ impl Engine {
         tokens: usize,
         ingest: impl FnOnce(&mut Session, Begins<'_>) -> Result<(), SessionError>,
     ) -> Result<(), SessionError> {
-        let used = self.state_bytes();
-        let config = self.config.clone();
+        let (used, budget, limit) = (self.state_bytes(), self.config.state_budget_bytes, self.config.max_queued_tokens);
         let session = self.session(id)?;
-        let limit = config.max_queued_tokens;
         if tokens > limit {
             return Err(SessionError::TooManyTokens { tokens, limit });
         }
         let more = session.budget_bytes(1) - session.budget_bytes(0);
-        ingest(session, &|| within_budget(used, more, &config))
+        ingest(session, &|| within_budget(used, more, budget))
     }
 
     fn forget(&mut self, id: SessionId, document: DocumentId, events: &mut Vec<Event>) -> Result<(), SessionError> {
@@ -468,7 +467,12 @@ impl Engine {
         while self.running.len() < self.config.max_running && !self.window_waits {
             let Some(length) = self.waiting.front().map(|request| request.length) else { return };
             let mut blocks = Blocks::default();
-            self.evict_for(self.allocator.blocks_for(length), &BTreeMap::new(), None);
+            let yields = |_, session: &Session| session.turn.is_none() || !session.yielded;
+            for id in self.evict_for(self.allocator.blocks_for(length), yields) {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.yielded = session.turn.is_some();
+                }
+            }
             if !self.allocator.grow(&mut blocks, length) {
                 return;
             }
@@ -498,34 +502,31 @@ impl Engine {
         }
     }
 
-    /// Takes blocks from open windows until so many are free, if that is possible at all: from those without a turn first, the
-    /// one read longest ago first; then from the last turns, as far as they come after `turn`. Those in `spared` keep theirs.
-    fn evict_for(&mut self, blocks: usize, spared: &BTreeMap<SessionId, usize>, turn: Option<u64>) {
+    /// Takes blocks from open windows that may be taken from until so many are free, if that is possible at all: from those
+    /// without a turn first, the one read longest ago first; then from the last turns.
+    fn evict_for(&mut self, blocks: usize, from: impl Fn(SessionId, &Session) -> bool) -> Vec<SessionId> {
+        let mut evicted = Vec::new();
         if self.allocator.free() >= blocks {
-            return;
+            return evicted;
         }
-        let mut holders: Vec<_> = self
-            .sessions
-            .iter()
-            .filter(|(id, session)| {
-                let later = turn.is_none_or(|turn| session.turn.is_none_or(|other| other > turn));
-                session.held_blocks() > 0 && !spared.contains_key(id) && later
-            })
-            .map(|(&id, session)| (session.turn.map_or(0, |turn| u64::MAX - turn), session.last_step, id, session.held_blocks()))
-            .collect();
+        let holders = self.sessions.iter().filter(|&(&id, session)| session.held_blocks() > 0 && from(id, session));
+        let order = |session: &Session| (session.turn.map_or(0, |turn| u64::MAX - turn), session.last_step);
+        let mut holders: Vec<_> = holders.map(|(&id, session)| (order(session), id, session.held_blocks())).collect();
         let held: usize = holders.iter().map(|&(.., held)| held).sum();
         if self.allocator.free() + held < blocks {
-            return;
+            return evicted;
         }
         holders.sort_unstable();
-        for (.., id, _) in holders {
+        for (_, id, _) in holders {
             if self.allocator.free() >= blocks {
-                return;
+                break;
             }
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.evict(&mut self.allocator);
+                evicted.push(id);
             }
         }
+        evicted
     }
 
     /// Decides who runs how many tokens, and gets windows their blocks.
@@ -551,9 +552,11 @@ impl Engine {
             }
             let Some(session) = self.sessions.get(&id) else { continue };
             let missing = session.missing_blocks(tokens, &self.allocator);
-            self.evict_for(missing, &batch.sessions, Some(turn));
+            self.evict_for(missing, |id, other| {
+                !batch.sessions.contains_key(&id) && other.turn.is_none_or(|other| other > turn)
+            });
             if self.allocator.free() < missing {
-                self.window_waits = true;
+                self.window_waits = batch.sessions.is_empty();
                 break;
             }
             let (Some(generator), Some(session)) = (self.lm.generator(), self.sessions.get_mut(&id)) else { continue };
@@ -609,8 +612,8 @@ impl Engine {
     }
 }
 
-fn within_budget(used: usize, more: usize, config: &Config) -> Result<(), SessionError> {
-    let (bytes, limit) = (used.saturating_add(more), config.state_budget_bytes);
+fn within_budget(used: usize, more: usize, limit: usize) -> Result<(), SessionError> {
+    let bytes = used.saturating_add(more);
     if bytes > limit { Err(SessionError::StateBudget { bytes, limit }) } else { Ok(()) }
 }
 

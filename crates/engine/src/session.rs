@@ -115,6 +115,8 @@ pub(crate) struct Session {
     pub(crate) turn: Option<u64>,
     /// The step that read of it last.
     pub(crate) last_step: u64,
+    /// Whether the open window, while it had its turn, has given its blocks to a request: once is enough.
+    pub(crate) yielded: bool,
 }
 
 impl Session {
@@ -156,6 +158,7 @@ impl Session {
             failed: None,
             turn: None,
             last_step: 0,
+            yielded: false,
         })
     }
 
@@ -190,6 +193,7 @@ impl Session {
             failed: self.failed.clone(),
             turn: None,
             last_step: 0,
+            yielded: false,
         })
     }
 
@@ -294,6 +298,7 @@ impl Session {
             return Err(SessionError::UnknownDocument { document });
         };
         let rereading = self.rereading();
+        let target = rereading.unwrap_or_else(|| self.read_place());
         let removed = self.documents.remove(index);
         if removed.waiting() > 0 {
             cx.events.push(Event::Encoded { session: self.id, tokens: removed.waiting() });
@@ -308,7 +313,6 @@ impl Session {
             cx.events.push(self.forgotten(document));
             return Ok(());
         }
-        let target = rereading.unwrap_or_else(|| self.read_place());
         let done = if again {
             let at = self.rereads();
             self.barriers.insert(at, Barrier { place: target, asks: Asks::Reread { forgotten: Some(document) } });
@@ -535,7 +539,7 @@ impl Session {
         {
             reading.close_window(cx.generator, self.bounds.least)?;
             cx.allocator.release(&mut self.blocks);
-            self.turn = None;
+            (self.turn, self.yielded) = (None, false);
             return Ok(true);
         }
         if !ended {
@@ -660,7 +664,7 @@ impl Session {
     }
 
     fn drop_reading(&mut self, allocator: &mut BlockAllocator) {
-        (self.reading, self.turn) = (None, None);
+        (self.reading, self.turn, self.yielded) = (None, None, false);
         if let Some(Tail { tokens, .. }) = self.tail.take()
             && let Some(Barrier { asks: Asks::Publish { provisional, .. }, .. }) =
                 self.barriers.iter_mut().find(|barrier| matches!(barrier.asks, Asks::Publish { .. }))

@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
-use proptest::{collection::vec, prelude::*};
+use generator::Strategy;
+use proptest::{collection::vec, prelude::*, strategy::Strategy as _};
 
 use super::*;
 

@@ -1,0 +1,10 @@
+//! The engine's laws, with tiny models of both forms, in plain loops: commands in, steps, events out.
+//!
+//! Numbers are compared by their bits: an adapter by the bytes of its export, a model's answer by its log-probabilities.
+//! Start at `context`.
+
+mod bounds;
+mod context;
+mod mixed;
+mod requests;
+mod support;

@@ -1,0 +1,257 @@
+//! Requests: a row in a batch is the row alone; a version is pinned; what ends gives everything back.
+
+use engine::{Command, Event, Finish, RequestError, RequestId, Sampling, SessionId, Strategy, TokenId, Version};
+use proptest::{collection::vec, prelude::*};
+use testkit::Form;
+
+use crate::support::*;
+
+fn failed(events: &[Event]) -> RequestError {
+    match events {
+        [Event::Failed { error, .. }] => error.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn a_request_among_others_is_answered_as_alone(
+        form in forms(), config in configs(), contexts in vec(tokens(4..28), 3), prompts in vec(tokens(1..20), 1..7), max_tokens in 1usize..12,
+    ) {
+        let session = |index: usize| (index % 4 > 0).then_some(index as u64 % 4);
+        let mut together = Rig::new(form, config.clone());
+        let mut alone = Rig::new(form, config);
+        for rig in [&mut together, &mut alone] {
+            for (number, context) in (1..).zip(&contexts) {
+                rig.open(number, Strategy::Parallel);
+                rig.ask(ingest(number, 1, 1, context, true));
+            }
+        }
+        for (index, prompt) in prompts.iter().enumerate() {
+            together.push(generate(index as u64, session(index), prompt, max_tokens, index as u64));
+        }
+        // Context of another session runs in the same steps.
+        together.push(open(4, Strategy::Sequential));
+        together.push(ingest(4, 1, 1, &contexts[1], true));
+        let events = together.run();
+        for (index, prompt) in prompts.iter().enumerate() {
+            let id = index as u64;
+            let lone = alone.ask(generate(id, session(index), prompt, max_tokens, id));
+            prop_assert!(!lone.is_empty());
+            prop_assert_eq!(answer(&events, id), answer(&lone, id));
+        }
+        together.assert_all_blocks_come_back(1..5);
+    }
+
+    #[test]
+    fn a_score_is_the_sum_of_what_generation_reports(form in forms(), config in configs(), context in tokens(4..28), prompt in tokens(1..20), seed in any::<u64>()) {
+        let mut rig = Rig::new(form, config);
+        rig.open(1, Strategy::Parallel);
+        rig.ask(ingest(1, 1, 1, &context, true));
+        let drawn = answer(&rig.ask(generate(1, Some(1), &prompt, 6, seed)), 1);
+        prop_assume!(!drawn.is_empty());
+        let continuation: Vec<TokenId> = drawn.iter().map(|&(token, _)| token).collect();
+        let other = ids(&[3, 1]);
+        let events = rig.ask(Command::Score {
+            request: RequestId(2), session: Some(SessionId(1)), adapter_scale: 1.0, prompt: prompt.clone(),
+            continuations: vec![other.clone(), continuation, other],
+        });
+        let [Event::Scored { scores, .. }] = &events[..] else { panic!("{events:?}") };
+        let bits: Vec<(TokenId, u32)> = scores[1].iter().map(|&(token, logprob)| (token, logprob.to_bits())).collect();
+        prop_assert_eq!(bits, drawn);
+        prop_assert_eq!(&scores[0], &scores[2]);
+    }
+}
+
+#[test]
+fn a_running_answer_keeps_its_version_while_new_ones_appear() {
+    let context = |shift: u32| ids(&(0..20).map(|index| (index * 3 + shift) % VOCAB).collect::<Vec<_>>());
+    let prompt = ids(&[1, 2, 3]);
+    let mut rig = Rig::new(Form::Associative, config());
+    rig.open(1, Strategy::Parallel);
+    rig.ask(ingest(1, 1, 1, &context(0), true));
+    let version = match rig.ask(publish(1, 1, &[]))[..] {
+        [Event::Applied { version, .. }] => version,
+        ref other => panic!("{other:?}"),
+    };
+    let mut ask = generate(1, Some(1), &prompt, 30, 5);
+    let Command::Generate { eos, .. } = &mut ask else { panic!("it generates") };
+    eos.clear();
+    let alone = answer(&rig.ask(ask.clone()), 1);
+    rig.push(ask.clone());
+    let mut events = rig.step();
+    rig.push(ingest(1, 2, 2, &context(1), true));
+    events.extend(rig.run());
+    let newest = events.iter().filter_map(|event| match event { Event::Applied { version, .. } => Some(*version), _ => None }).max();
+    assert!(newest > Some(version));
+    let applied = events.iter().position(|event| matches!(event, Event::Applied { .. }));
+    let finished = events.iter().position(|event| matches!(event, Event::Finished { version: with, .. } if *with == version));
+    assert!(applied < finished && finished.is_some(), "{events:?}");
+    assert_eq!(answer(&events, 1), alone);
+    assert_ne!(answer(&rig.ask(ask), 1), alone);
+}
+
+#[test]
+fn scale_0_and_version_0_are_the_bare_model() {
+    let prompt = ids(&[1, 2, 3]);
+    let mut rig = Rig::new(Form::Associative, config());
+    rig.open(1, Strategy::Parallel);
+    let bare = answer(&rig.ask(generate(1, None, &prompt, 9, 3)), 1);
+    let empty = rig.ask(generate(2, Some(1), &prompt, 9, 3));
+    assert_eq!(answer(&empty, 2), bare);
+    assert!(matches!(empty.last(), Some(Event::Finished { version: Version(0), digest: None, context_tokens: 0, .. })));
+    rig.ask(ingest(1, 1, 1, &ids(&[9; 12]), true));
+    let mut ask = generate(3, Some(1), &prompt, 9, 3);
+    let Command::Generate { adapter_scale, .. } = &mut ask else { panic!("it generates") };
+    *adapter_scale = 0.0;
+    let unscaled = rig.ask(ask);
+    assert_eq!(answer(&unscaled, 3), bare);
+    assert!(matches!(unscaled.last(), Some(Event::Finished { version: Version(0), digest: None, .. })));
+}
+
+#[test]
+fn an_answer_ends_with_its_length_its_end_token_or_the_context() {
+    let mut rig = Rig::new(Form::Associative, config());
+    let ask = |max_tokens, eos: Vec<TokenId>| Command::Generate {
+        request: RequestId(1),
+        session: None,
+        adapter_scale: 1.0,
+        prompt: ids(&[4, 5]),
+        max_tokens,
+        sampling: Sampling { logprobs: true, ..Sampling::default() },
+        eos,
+    };
+    let finish = |events: &[Event]| match events.last() {
+        Some(Event::Finished { reason, completion_tokens, prompt_tokens: 2, .. }) => (*reason, *completion_tokens),
+        other => panic!("{other:?}"),
+    };
+    let five = rig.ask(ask(5, vec![]));
+    assert_eq!(finish(&five), (Finish::Length, 5));
+    let tokens: Vec<TokenId> = answer(&five, 1).into_iter().map(|(token, _)| token).collect();
+    assert_eq!(tokens.len(), 5);
+    let first = tokens.iter().position(|&token| token == tokens[4]).expect("it is there");
+    let ended = rig.ask(ask(5, vec![tokens[4]]));
+    assert_eq!(finish(&ended), (Finish::Eos, first));
+    assert_eq!(answer(&ended, 1).len(), first);
+    assert_eq!(finish(&rig.ask(ask(1000, vec![]))), (Finish::Length, CONTEXT - 2));
+    assert_eq!(finish(&rig.ask(ask(0, vec![]))), (Finish::Length, 0));
+}
+
+#[test]
+fn requests_that_cannot_be_answered_are_refused() {
+    let mut rig = Rig::new(Form::Associative, config());
+    rig.open(1, Strategy::Parallel);
+    let one = ids(&[1]);
+    let long = ids(&[1; CONTEXT]);
+    let token = TokenId(VOCAB);
+    assert_eq!(failed(&rig.ask(generate(1, None, &[], 5, 0))), RequestError::EmptyPrompt);
+    assert_eq!(
+        failed(&rig.ask(generate(1, None, &long, 5, 0))),
+        RequestError::ContextLength { tokens: CONTEXT + 1, limit: CONTEXT }
+    );
+    assert_eq!(
+        failed(&rig.ask(generate(1, None, &[token], 5, 0))),
+        RequestError::TokenOutOfRange { token, vocab: VOCAB as usize }
+    );
+    assert_eq!(
+        failed(&rig.ask(generate(1, Some(9), &one, 5, 0))),
+        RequestError::UnknownSession { session: SessionId(9) }
+    );
+    for scale in [f32::NAN, f32::INFINITY] {
+        let mut ask = generate(1, None, &one, 5, 0);
+        let Command::Generate { adapter_scale, .. } = &mut ask else { panic!("it generates") };
+        *adapter_scale = scale;
+        assert!(matches!(failed(&rig.ask(ask)), RequestError::Sampling { field: "adapter_scale", .. }));
+    }
+    let mut ask = generate(1, None, &one, 5, 0);
+    let Command::Generate { sampling, .. } = &mut ask else { panic!("it generates") };
+    sampling.temperature = -1.0;
+    assert!(matches!(failed(&rig.ask(ask)), RequestError::Sampling { field: "temperature", .. }));
+
+    let score = |prompt: &[TokenId], continuations: Vec<Vec<TokenId>>| Command::Score {
+        request: RequestId(1),
+        session: None,
+        adapter_scale: 1.0,
+        prompt: prompt.to_vec(),
+        continuations,
+    };
+    assert_eq!(failed(&rig.ask(score(&[], vec![one.clone()]))), RequestError::EmptyPrompt);
+    assert_eq!(failed(&rig.ask(score(&one, vec![]))), RequestError::NoContinuation);
+    assert_eq!(
+        failed(&rig.ask(score(&one, vec![one.clone(), vec![]]))),
+        RequestError::EmptyContinuation { index: 1 }
+    );
+    assert_eq!(
+        failed(&rig.ask(score(&one, vec![vec![token]]))),
+        RequestError::TokenOutOfRange { token, vocab: VOCAB as usize }
+    );
+    assert_eq!(
+        failed(&rig.ask(score(&one, vec![long.clone()]))),
+        RequestError::ContextLength { tokens: CONTEXT + 1, limit: CONTEXT }
+    );
+    let export = |session| Command::Export { request: RequestId(1), session: SessionId(session) };
+    assert_eq!(failed(&rig.ask(export(1))), RequestError::NoVersion { session: SessionId(1) });
+    assert_eq!(failed(&rig.ask(export(9))), RequestError::UnknownSession { session: SessionId(9) });
+    // A request that just fits is answered.
+    assert!(matches!(rig.ask(score(&one, vec![long[1..].to_vec()]))[..], [Event::Scored { .. }]));
+    assert_eq!(answer(&rig.ask(generate(1, None, &long[1..], 5, 1)), 1).len().max(1), 1);
+    rig.push(generate(1, None, &one, 5, 0));
+    rig.push(generate(1, None, &one, 5, 0));
+    let twice = rig.run();
+    let refused = twice.iter().filter(|event| matches!(event, Event::Failed { error: RequestError::RequestExists, .. }));
+    assert_eq!(refused.count(), 1);
+}
+
+#[test]
+fn what_is_cancelled_or_loses_its_session_gives_its_blocks_back_at_once() {
+    let mut rig = Rig::new(Form::Associative, config());
+    rig.open(1, Strategy::Parallel);
+    let prompt = ids(&[1, 2, 3]);
+    rig.push(generate(1, None, &prompt, 40, 0));
+    rig.push(generate(2, Some(1), &prompt, 40, 0));
+    rig.push(Command::Score {
+        request: RequestId(3),
+        session: Some(SessionId(1)),
+        adapter_scale: 1.0,
+        prompt: prompt.clone(),
+        continuations: vec![prompt.clone(); 20],
+    });
+    rig.step();
+    let usage = rig.engine.usage();
+    assert_eq!(usage.running, 3);
+    assert!(usage.free_blocks < usage.blocks);
+    rig.push(Command::Cancel { request: RequestId(1) });
+    rig.push(Command::Cancel { request: RequestId(3) });
+    rig.push(Command::Cancel { request: RequestId(77) });
+    rig.push(Command::Close { session: SessionId(1) });
+    let events = rig.step();
+    let ended: Vec<&Event> = events.iter().collect();
+    assert!(
+        matches!(
+            ended[..],
+            [
+                Event::Finished { request: RequestId(1), reason: Finish::Cancelled, .. },
+                Event::Failed { request: RequestId(3), error: RequestError::Cancelled },
+                Event::Failed { request: RequestId(2), error: RequestError::SessionClosed { session: SessionId(1) } },
+            ]
+        ),
+        "{ended:?}"
+    );
+    assert!(rig.engine.idle());
+    assert_eq!(rig.engine.usage().free_blocks, usage.blocks);
+}
+
+#[test]
+fn timings_are_the_callers_clock() {
+    let mut rig = Rig::new(Form::Associative, config());
+    let mut ask = generate(1, None, &ids(&[1; 40]), 3, 0);
+    let Command::Generate { eos, .. } = &mut ask else { panic!("it generates") };
+    eos.clear();
+    let events = rig.ask(ask);
+    // Steps are a millisecond apart, and the clock stands still within one: 40 tokens of prompt take two steps of 24.
+    let Some(Event::Finished { timings, .. }) = events.last() else { panic!("{events:?}") };
+    let millis = [timings.queue, timings.prefill, timings.decode].map(|span| span.as_millis());
+    assert_eq!(millis, [0, 1, 2]);
+}

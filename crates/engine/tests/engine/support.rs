@@ -1,0 +1,242 @@
+//! A tiny model of each form and an engine that runs until it is idle.
+//!
+//! Start at [`Rig`].
+
+use std::{
+    path::PathBuf,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use engine::{
+    Command, Config, Digest, DocumentId, Engine, Event, RequestId, Sampling, Seq, SessionError, SessionId, Strategy, TokenId,
+    Version,
+};
+use proptest::{prelude::*, strategy::Strategy as _};
+use testkit::{Form, GeneratorSpec, TinySpec};
+
+/// Tokens that fit the tiny model.
+pub(crate) const CONTEXT: usize = 48;
+/// Tokens of a window.
+pub(crate) const WINDOW: usize = 8;
+/// Size of the vocabulary.
+pub(crate) const VOCAB: u32 = 40;
+
+struct Models {
+    _dir: tempfile::TempDir,
+    base: PathBuf,
+    associative: PathBuf,
+    published: PathBuf,
+}
+
+static MODELS: LazyLock<Models> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().expect("a folder for the models");
+    let spec = TinySpec { vocab: VOCAB as usize, context_length: CONTEXT, ..TinySpec::default() };
+    let [base, associative, published] = ["base", "associative", "published"].map(|name| dir.path().join(name));
+    testkit::tiny_base(&base, &spec);
+    let generator = GeneratorSpec { window: WINDOW, ..GeneratorSpec::default() };
+    testkit::tiny_generator(&associative, &spec, &generator);
+    let generator = GeneratorSpec { form: Form::Published, modules: vec!["o_proj"], ..generator };
+    testkit::tiny_generator(&published, &spec, &generator);
+    Models { _dir: dir, base, associative, published }
+});
+
+/// A small configuration with room for everything.
+pub(crate) fn config() -> Config {
+    Config { step_tokens: 24, kv_blocks: 64, block_size: 4, max_running: 8, ..Config::default() }
+}
+
+/// Configurations that cut rows short and let windows take each other's blocks.
+pub(crate) fn configs() -> impl proptest::strategy::Strategy<Value = Config> {
+    (10usize..80, 12usize..40).prop_map(|(step_tokens, kv_blocks)| Config { step_tokens, kv_blocks, ..config() })
+}
+
+pub(crate) fn forms() -> impl proptest::strategy::Strategy<Value = Form> {
+    prop_oneof![Just(Form::Associative), Just(Form::Published)]
+}
+
+pub(crate) fn strategies() -> impl proptest::strategy::Strategy<Value = Strategy> {
+    prop_oneof![Just(Strategy::Parallel), Just(Strategy::Sequential), Just(Strategy::Concat)]
+}
+
+pub(crate) fn tokens(size: std::ops::Range<usize>) -> impl proptest::strategy::Strategy<Value = Vec<TokenId>> {
+    prop::collection::vec((0..VOCAB).prop_map(TokenId), size)
+}
+
+/// What a version is: the same in two sessions if and only if they hold the same.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Imprint {
+    pub(crate) digest: Digest,
+    pub(crate) tokens: usize,
+    /// The exported adapter's bytes; none if there is none.
+    pub(crate) adapter: Option<Vec<u8>>,
+    /// Bits of a probe's log-probabilities.
+    pub(crate) answers: Vec<u32>,
+}
+
+pub(crate) struct Rig {
+    pub(crate) engine: Engine,
+    clock: Instant,
+    next_request: u64,
+}
+
+impl Rig {
+    pub(crate) fn new(form: Form, config: Config) -> Self {
+        let generator = match form {
+            Form::Associative => &MODELS.associative,
+            Form::Published => &MODELS.published,
+        };
+        let engine = Engine::load(&MODELS.base, Some(generator), config).expect("the tiny model loads");
+        Self { engine, clock: Instant::now(), next_request: 1 << 32 }
+    }
+
+    pub(crate) fn bare(config: Config) -> Self {
+        let engine = Engine::load(&MODELS.base, None, config).expect("the tiny model loads");
+        Self { engine, clock: Instant::now(), next_request: 1 << 32 }
+    }
+
+    pub(crate) fn push(&mut self, command: Command) {
+        self.engine.push(command).expect("the queue has room");
+    }
+
+    pub(crate) fn step(&mut self) -> Vec<Event> {
+        self.clock += Duration::from_millis(1);
+        let mut events = Vec::new();
+        let now = self.clock;
+        self.engine.step(|| now, &mut events).expect("the engine is sound");
+        events
+    }
+
+    /// Steps until there is nothing to do. An engine that is never done is stuck.
+    pub(crate) fn run(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        for _ in 0..20_000 {
+            if self.engine.idle() {
+                return events;
+            }
+            events.extend(self.step());
+        }
+        panic!("the engine is never idle: {:?}", self.engine.usage());
+    }
+
+    pub(crate) fn ask(&mut self, command: Command) -> Vec<Event> {
+        self.push(command);
+        self.run()
+    }
+
+    pub(crate) fn request(&mut self) -> RequestId {
+        self.next_request += 1;
+        RequestId(self.next_request)
+    }
+
+    pub(crate) fn open(&mut self, session: u64, strategy: Strategy) {
+        let events = self.ask(open(session, strategy));
+        let opened = |event: &Event| matches!(event, Event::Opened { session: of, version: Version(0), seq: Seq(0), .. } if of.0 == session);
+        assert!(events.iter().any(opened), "{events:?}");
+    }
+
+    /// Publishes and returns what the newest version is.
+    pub(crate) fn imprint(&mut self, session: u64) -> Imprint {
+        let events = self.ask(publish(session, 1, &[]));
+        let applied = events.iter().rev().find_map(|event| match event {
+            Event::Applied { digest, tokens, .. } => Some((*digest, *tokens)),
+            _ => None,
+        });
+        let (digest, tokens) = applied.unwrap_or_else(|| panic!("no version: {events:?}"));
+        let adapter = self.export(session);
+        Imprint { digest, tokens, adapter, answers: self.probe(Some(session)) }
+    }
+
+    pub(crate) fn export(&mut self, session: u64) -> Option<Vec<u8>> {
+        let request = self.request();
+        let events = self.ask(Command::Export { request, session: SessionId(session) });
+        match &events[..] {
+            [Event::Exported { safetensors, .. }] => Some(safetensors.clone()),
+            [Event::Failed { .. }] => None,
+            _ => panic!("{events:?}"),
+        }
+    }
+
+    /// Bits of the log-probabilities of two continuations.
+    pub(crate) fn probe(&mut self, session: Option<u64>) -> Vec<u32> {
+        let request = self.request();
+        let continuations = vec![ids(&[7, 3, 9]), ids(&[1])];
+        let events = self.ask(Command::Score {
+            request,
+            session: session.map(SessionId),
+            adapter_scale: 1.0,
+            prompt: ids(&[5, 6, 2, 8]),
+            continuations,
+        });
+        match &events[..] {
+            [Event::Scored { scores, .. }] => scores.iter().flatten().map(|(_, logprob)| logprob.to_bits()).collect(),
+            _ => panic!("{events:?}"),
+        }
+    }
+
+    /// Nothing is held once all sessions are closed.
+    pub(crate) fn assert_all_blocks_come_back(&mut self, sessions: impl IntoIterator<Item = u64>) {
+        for session in sessions {
+            self.push(Command::Close { session: SessionId(session) });
+        }
+        self.run();
+        let usage = self.engine.usage();
+        assert_eq!((usage.free_blocks, usage.sessions, usage.state_bytes), (usage.blocks, 0, 0), "{usage:?}");
+    }
+}
+
+pub(crate) fn ids(tokens: &[u32]) -> Vec<TokenId> {
+    tokens.iter().copied().map(TokenId).collect()
+}
+
+pub(crate) fn open(session: u64, strategy: Strategy) -> Command {
+    Command::Open { session: SessionId(session), strategy, window: WINDOW }
+}
+
+pub(crate) fn ingest(session: u64, seq: u64, document: u64, tokens: &[TokenId], end_of_document: bool) -> Command {
+    let (session, seq, document) = (SessionId(session), Seq(seq), DocumentId(document));
+    Command::Ingest { session, seq, document, tokens: tokens.to_vec(), end_of_document }
+}
+
+pub(crate) fn publish(session: u64, seq: u64, provisional: &[TokenId]) -> Command {
+    Command::Publish { session: SessionId(session), seq: Seq(seq), provisional: provisional.to_vec() }
+}
+
+pub(crate) fn forget(session: u64, document: u64) -> Command {
+    Command::Forget { session: SessionId(session), document: DocumentId(document) }
+}
+
+pub(crate) fn fork(from: u64, to: u64) -> Command {
+    Command::Fork { from: SessionId(from), to: SessionId(to) }
+}
+
+pub(crate) fn generate(request: u64, session: Option<u64>, prompt: &[TokenId], max_tokens: usize, seed: u64) -> Command {
+    Command::Generate {
+        request: RequestId(request),
+        session: session.map(SessionId),
+        adapter_scale: 1.0,
+        prompt: prompt.to_vec(),
+        max_tokens,
+        sampling: Sampling { temperature: 1.0, seed, logprobs: true, ..Sampling::default() },
+        eos: ids(&[0]),
+    }
+}
+
+/// The tokens of a request with the bits of their log-probabilities.
+pub(crate) fn answer(events: &[Event], request: u64) -> Vec<(TokenId, u32)> {
+    let tokens = events.iter().filter_map(|event| match event {
+        Event::Token { request: of, token, logprob, .. } if of.0 == request => {
+            Some((*token, logprob.expect("it was asked for").to_bits()))
+        }
+        _ => None,
+    });
+    tokens.collect()
+}
+
+pub(crate) fn failures(events: &[Event]) -> Vec<SessionError> {
+    let failed = events.iter().filter_map(|event| match event {
+        Event::SessionFailed { error, .. } => Some(error.clone()),
+        _ => None,
+    });
+    failed.collect()
+}
