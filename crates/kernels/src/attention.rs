@@ -1,15 +1,25 @@
 //! Causal attention of ragged rows over a paged cache: o = softmax(scale q Kᵀ) V over the visible keys.
 //!
-//! Keys are taken in ascending position for each query, so the result of a query is the same bits however
-//! its row was cut into calls and whatever other rows are in the call. Start at [`paged_attention`].
+//! A tile is some queries of one row with all heads that share a KV head, over all their visible keys: keys are
+//! turned sixteen at a time and scored as a matrix product, weighted in two passes, and their values summed as a
+//! matrix product again. Scores are chains over ascending channels, weights are summed in sixteen lanes by the
+//! key's position modulo 16, values in one chain over ascending keys; keys that a query does not see weigh exactly
+//! 0. So the result of a query is the same bits however its row was cut into calls and tiles, and whatever other
+//! rows are in the call (finite values given). Start at [`paged_attention`].
+#![expect(unsafe_code, reason = "products on raw addresses, and threads that write rows of their own")]
 
 #[cfg(test)]
 mod tests;
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
-use rayon::prelude::*;
+use std::ops::Range;
 
-use crate::floats::{Floats, floats_mut, floats_of, tensor};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+
+use crate::{
+    floats::{Floats, floats_mut, floats_of, tensor},
+    gemm::{Begin, Left, Out, Shared, Steps, multiply, spread},
+    simd::{Isa, Kernel, LANES, exp, lanes, of_lanes, run},
+};
 
 /// Writes rows [T, Hkv, Dh] into a paged cache [blocks, block_size, Hkv, Dh] in place; `slots[t]` is
 /// block * block_size + offset.
@@ -84,22 +94,47 @@ pub fn paged_attention(
     for row in rows {
         check_row(row, t, blocks, block_size)?;
     }
-    let q = q.contiguous()?;
-    let (q, k, v) = (Floats::of(&q)?, Floats::of(k_cache)?, Floats::of(v_cache)?);
-    let mut out = vec![0.0f32; q.len()]; // [T, H * Dh]
-    let width = heads * dh;
-    let shape = Sizes { heads, kv_heads, dh, block_size };
-    for row in rows {
-        let out = &mut out[row.start * width..][..row.len * width];
-        let q = &q[row.start * width..][..row.len * width];
-        out.par_chunks_mut(dh).zip(q.par_chunks(dh)).enumerate().for_each(|(i, (out, q))| {
-            let last = row.position + i / heads;
-            let first = window.map_or(0, |window| (last + 1).saturating_sub(window));
-            reference(shape, q, &k, &v, row.blocks, i % heads, first..last + 1, scale, out);
-        });
+    let mut spans: Vec<_> = rows.iter().filter(|row| row.len > 0).map(|row| (row.start, row.start + row.len)).collect();
+    spans.sort_unstable();
+    if spans.windows(2).any(|pair| pair[1].0 < pair[0].1) {
+        bail!("rows of an attention call overlap")
     }
-    tensor(out, (t, width))
+
+    let (q, k_cache, v_cache) = (q.contiguous()?, k_cache.contiguous()?, v_cache.contiguous()?);
+    let (q, k, v) = (Floats::of(&q)?, Floats::of(&k_cache)?, Floats::of(&v_cache)?);
+    let mut out = vec![0.0f32; q.len()]; // [T, H * Dh]
+    let group = heads / kv_heads;
+    let call = Call {
+        q: &q,
+        k: &k,
+        v: &v,
+        out: Shared(out.as_mut_ptr()),
+        kv_heads,
+        group,
+        dh,
+        block_size,
+        scale,
+        window: window.unwrap_or(usize::MAX),
+    };
+    let (mut tiles, mut work) = (Vec::new(), 0);
+    for row in rows {
+        let mut first = 0;
+        while first < row.len {
+            let keys = (row.position + first + 1).min(call.window);
+            let queries = first..row.len.min(first + (TILE_SCORES / (group * keys)).clamp(1, TILE_QUERIES));
+            work += 2 * queries.len() * heads * dh * keys;
+            tiles.extend((0..kv_heads).map(|kv_head| Tile { row, kv_head, queries: queries.clone() }));
+            first = queries.end;
+        }
+    }
+    spread(tiles.len(), 1, work, |range| tiles[range].iter().for_each(|tile| call.tile(tile)));
+    tensor(out, (t, heads * dh))
 }
+
+/// Scores of a tile: 128 KB of f32, so that they stay in L2 beside the keys.
+const TILE_SCORES: usize = 1 << 15;
+/// Queries of a tile: enough to pay for turning the keys, few enough that the causal corner costs little.
+const TILE_QUERIES: usize = 32;
 
 fn check_row(row: &AttentionRow<'_>, t: usize, blocks: usize, block_size: usize) -> Result<()> {
     if row.start.checked_add(row.len).is_none_or(|end| end > t) {
@@ -115,44 +150,195 @@ fn check_row(row: &AttentionRow<'_>, t: usize, blocks: usize, block_size: usize)
     Ok(())
 }
 
-#[derive(Clone, Copy)]
-struct Sizes {
-    heads: usize,
-    kv_heads: usize,
-    dh: usize,
-    block_size: usize,
+/// Queries of a row, counted from its first, with the heads that share a KV head.
+struct Tile<'a> {
+    row: &'a AttentionRow<'a>,
+    kv_head: usize,
+    queries: Range<usize>,
 }
 
-/// The meaning, for one query of one head: q, out [Dh].
-#[expect(clippy::too_many_arguments, reason = "the formula's own operands")]
-fn reference(
-    sizes: Sizes,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    blocks: &[u32],
-    head: usize,
-    keys: std::ops::Range<usize>,
+/// A checked call. `group`: query heads of a KV head.
+struct Call<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: Shared<f32>,
+    kv_heads: usize,
+    group: usize,
+    dh: usize,
+    block_size: usize,
     scale: f32,
-    out: &mut [f32],
-) {
-    let Sizes { heads, kv_heads, dh, block_size } = sizes;
-    let kv_head = head / (heads / kv_heads);
-    let at = |key: usize| {
-        let slot = blocks[key / block_size] as usize * block_size + key % block_size;
-        (slot * kv_heads + kv_head) * dh
-    };
-    let scores: Vec<f32> = keys
-        .clone()
-        .map(|key| scale * q.iter().zip(&k[at(key)..][..dh]).map(|(q, k)| q * k).sum::<f32>())
-        .collect();
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
-    let sum: f32 = weights.iter().sum();
-    out.fill(0.0);
-    for (key, weight) in keys.zip(weights) {
-        for (out, v) in out.iter_mut().zip(&v[at(key)..][..dh]) {
-            *out += weight / sum * v;
+    window: usize,
+}
+
+impl Call<'_> {
+    /// Positions of the keys that the query at `position` sees.
+    fn visible(&self, position: usize) -> Range<usize> {
+        (position + 1).saturating_sub(self.window)..position + 1
+    }
+
+    /// Where a key or value of a KV head begins in its cache.
+    fn at(&self, tile: &Tile<'_>, key: usize) -> usize {
+        let slot = tile.row.blocks[key / self.block_size] as usize * self.block_size + key % self.block_size;
+        (slot * self.kv_heads + tile.kv_head) * self.dh
+    }
+
+    /// Where the heads of the tile begin in a row of q and of out.
+    fn heads_at(&self, tile: &Tile<'_>, query: usize) -> usize {
+        ((tile.row.start + query) * self.kv_heads + tile.kv_head) * self.group * self.dh
+    }
+
+    fn tile(&self, tile: &Tile<'_>) {
+        let &Self { group, dh, .. } = self;
+        let queries = tile.queries.clone();
+        let first = self.visible(tile.row.position + queries.start).start / LANES * LANES;
+        let keys = first..tile.row.position + queries.end;
+        let length = keys.len().next_multiple_of(LANES);
+        let rows = queries.len() * group;
+
+        let mut q = Vec::with_capacity(rows * dh); // [rows, Dh], rows = queries * group
+        for query in queries.clone() {
+            q.extend(self.q[self.heads_at(tile, query)..][..group * dh].iter().map(|q| q * self.scale));
+        }
+        let mut scores = vec![0.0f32; rows * length]; // [rows, length]
+        self.score(tile, keys.clone(), &q, &mut scores, length);
+
+        let mut sums = vec![0.0f32; rows]; // [rows]
+        for (query, (scores, sums)) in queries.clone().zip(scores.chunks_exact_mut(group * length).zip(sums.chunks_exact_mut(group))) {
+            let visible = self.visible(tile.row.position + query);
+            let visible = visible.start - first..visible.end - first;
+            for (weights, sum) in scores.chunks_exact_mut(length).zip(sums) {
+                run(Weigh { weights, visible: visible.clone(), sum });
+            }
+        }
+
+        let mut out = q; // [rows, Dh], written before it is read: there is a key
+        self.sum_values(tile, keys, &scores, length, &mut out);
+        for (row, sum) in out.chunks_exact_mut(dh).zip(&sums) {
+            for value in row {
+                *value /= sum;
+            }
+        }
+        for (query, heads) in queries.zip(out.chunks_exact(group * dh)) {
+            // SAFETY: rows of a call do not overlap and tiles share out the queries and KV heads of a row, so these
+            // floats of out, as many as q has, are this tile's own.
+            unsafe { std::slice::from_raw_parts_mut(self.out.get().add(self.heads_at(tile, query)), group * dh) }.copy_from_slice(heads);
         }
     }
+
+    /// scores [rows, length] = q [rows, Dh] Kᵀ.
+    fn score(&self, tile: &Tile<'_>, keys: Range<usize>, q: &[f32], scores: &mut [f32], length: usize) {
+        let dh = self.dh;
+        let mut turned = vec![0.0f32; dh * LANES]; // [Dh, 16]
+        for from in keys.clone().step_by(LANES) {
+            for lane in 0..LANES {
+                // Behind the last key: the first of these again, seen by nobody.
+                let key = if from + lane < keys.end { from + lane } else { from };
+                let k = &self.k[self.at(tile, key)..][..dh];
+                for (k, to) in k.iter().zip(turned.as_chunks_mut::<LANES>().0) {
+                    to[lane] = *k;
+                }
+            }
+            let to = &mut scores[from - keys.start..];
+            // SAFETY: q is rows of Dh, `turned` Dh steps of 16, and rows of `length` have 16 scores from here on.
+            unsafe {
+                multiply(
+                    Left { at: q.as_ptr(), row: dh },
+                    Steps { at: turned.as_ptr(), row: LANES },
+                    Out { at: to.as_mut_ptr(), row: length, columns: LANES },
+                    q.len() / dh,
+                    dh,
+                    Begin::Zero,
+                );
+            }
+        }
+    }
+
+    /// out [rows, Dh] = weights [rows, length] V.
+    fn sum_values(&self, tile: &Tile<'_>, keys: Range<usize>, weights: &[f32], length: usize, out: &mut [f32]) {
+        let dh = self.dh;
+        let stride = self.kv_heads * dh;
+        let rows = out.len() / dh;
+        let mut from = keys.start;
+        while from < keys.end {
+            let steps = (self.block_size - from % self.block_size).min(keys.end - from);
+            let v = &self.v[self.at(tile, from)..];
+            for column in (0..dh).step_by(LANES) {
+                let columns = LANES.min(dh - column);
+                let mut padded = Vec::new(); // [steps, 16] where heads are no whole number of sixteens
+                let right = if columns == LANES {
+                    let v = &v[column..column + (steps - 1) * stride + LANES];
+                    Steps { at: v.as_ptr(), row: stride }
+                } else {
+                    padded.resize(steps * LANES, 0.0);
+                    for (step, to) in padded.chunks_exact_mut(LANES).enumerate() {
+                        to[..columns].copy_from_slice(&v[step * stride + column..][..columns]);
+                    }
+                    Steps { at: padded.as_ptr(), row: LANES }
+                };
+                // SAFETY: rows of `length` weights have `steps` from here on, `right` was bounded above, and rows
+                // of Dh have `columns` from `column` on.
+                unsafe {
+                    multiply(
+                        Left { at: weights[from - keys.start..].as_ptr(), row: length },
+                        right,
+                        Out { at: out[column..].as_mut_ptr(), row: dh, columns },
+                        rows,
+                        steps,
+                        if from == keys.start { Begin::Zero } else { Begin::Out },
+                    );
+                }
+            }
+            from += steps;
+        }
+    }
+}
+
+/// Scores of one query and head to weights e^(score - largest), in place, and their sum; not seen: exactly 0.
+struct Weigh<'a> {
+    /// A whole number of sixteens.
+    weights: &'a mut [f32],
+    visible: Range<usize>,
+    sum: &'a mut f32,
+}
+
+impl Kernel for Weigh<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { weights, visible, sum } = self;
+        weights[..visible.start].fill(f32::NEG_INFINITY);
+        weights[visible.end..].fill(f32::NEG_INFINITY);
+        let (sixteens, _) = weights.as_chunks_mut::<LANES>();
+        let mut largest = isa.splat(f32::NEG_INFINITY);
+        for scores in &*sixteens {
+            largest = isa.max(of_lanes(isa, scores), largest);
+        }
+        let largest = lanes(isa, largest).into_iter().fold(f32::NEG_INFINITY, f32::max);
+        for scores in &mut *sixteens {
+            *scores = lanes(isa, exp(isa, isa.sub(of_lanes(isa, scores), isa.splat(largest))));
+        }
+        weights[..visible.start].fill(0.0);
+        weights[visible.end..].fill(0.0);
+        let (sixteens, _) = weights.as_chunks::<LANES>();
+        let mut total = isa.splat(0.0);
+        for weights in sixteens {
+            total = isa.add(total, of_lanes(isa, weights));
+        }
+        *sum = lanes(isa, total).iter().sum();
+    }
+}
+
+/// The meaning, for one query of one head in f64: q [Dh], keys and values [L, Dh] -> [Dh].
+#[cfg(test)]
+fn reference(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Vec<f64> {
+    let wide = |v: &f32| f64::from(*v);
+    let scores: Vec<f64> = keys
+        .iter()
+        .map(|k| f64::from(scale) * q.iter().zip(*k).map(|(q, k)| wide(q) * wide(k)).sum::<f64>())
+        .collect();
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let of = |d: usize| weights.iter().zip(values).map(|(weight, v)| weight * wide(&v[d])).sum::<f64>() / sum;
+    (0..q.len()).map(of).collect()
 }

@@ -1,13 +1,18 @@
 //! c_t = scale a_t N for rows that run with a core each: N dense [R1, R2], or U Vᵀ.
 //!
-//! Start at [`apply_cores`].
+//! All cores of a call run side by side, so many sessions with a row each keep the threads as busy as one
+//! session with many rows. c_t is one chain over ascending channels of a_t, then scaled: the same bits in any
+//! batch. Start at [`apply_cores`].
 
 #[cfg(test)]
 mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::floats::{Floats, tensor};
+use crate::{
+    floats::{Floats, tensor},
+    gemm::{Begin, Product, Right, products},
+};
 
 /// The core of one site, as rows apply it.
 #[derive(Clone, Debug)]
@@ -38,60 +43,102 @@ pub struct CoreRows<'a> {
 
 /// a [T, R1] -> c [T, R2]: c_t = scale * a_t N of the rows' own core; rows that no entry names give 0.
 ///
-/// Fails if an entry reaches beyond a, or a core does not have R1 and R2.
+/// Fails if entries overlap, if one reaches beyond a, or if a core does not have R1 and R2.
 pub fn apply_cores(a: &Tensor, rows: &[CoreRows<'_>], r2: usize) -> Result<Tensor> {
     let (t, r1) = a.dims2()?;
-    for row in rows {
-        if row.start.checked_add(row.len).is_none_or(|end| end > t) {
-            bail!("core rows {} + {} of {t}", row.start, row.len)
-        }
-        let fits = match &row.core {
-            CoreView::Dense(n) => n.dims2()? == (r1, r2),
-            CoreView::LowRank { u, v } => {
-                let (((u1, uq), (v2, vq)), want) = ((u.dims2()?, v.dims2()?), (r1, r2));
-                (u1, v2) == want && uq == vq
-            }
-        };
-        if !fits {
-            bail!("a core {:?} where R1 is {r1} and R2 {r2}", row.core)
-        }
-    }
     let a = a.contiguous()?;
-    let a = Floats::of(&a)?;
+    let a = Floats::of(&a)?; // [T, R1]
     let mut c = vec![0.0f32; t * r2]; // [T, R2]
-    for row in rows {
-        let a = &a[row.start * r1..][..row.len * r1];
-        let c = &mut c[row.start * r2..][..row.len * r2];
-        match &row.core {
-            CoreView::Dense(n) => {
-                let n = n.contiguous()?;
-                reference(a, &Floats::of(&n)?, r1, r2, row.scale, c);
-            }
-            CoreView::LowRank { u, v } => {
-                let (u, v) = (u.contiguous()?, v.t()?.contiguous()?); // [R1, q], [q, R2]
-                let q = u.dim(1)?;
-                let mut b = vec![0.0; row.len * q]; // [len, q]
-                reference(a, &Floats::of(&u)?, r1, q, 1.0, &mut b);
-                reference(&b, &Floats::of(&v)?, q, r2, row.scale, c);
-            }
+    let mut rows: Vec<_> = rows.iter().collect();
+    rows.sort_by_key(|row| row.start);
+    let cores = rows.iter().map(|row| Core::of(&row.core, r1, r2)).collect::<Result<Vec<_>>>()?;
+
+    // Each entry's factors, and its own rows of a and c.
+    let mut entries = Vec::with_capacity(rows.len());
+    let (mut rest, mut next) = (c.as_mut_slice(), 0);
+    for (row, core) in rows.into_iter().zip(&cores) {
+        let Some(end) = row.start.checked_add(row.len).filter(|&end| row.start >= next && end <= t) else {
+            bail!("core rows {} + {} of {t}, behind row {next}", row.start, row.len)
+        };
+        let (_, behind) = rest.split_at_mut((row.start - next) * r2);
+        let (own, behind) = behind.split_at_mut(row.len * r2);
+        (rest, next) = (behind, end);
+        let u = core.u.as_ref().map(Floats::of).transpose()?; // [R1, q]
+        let b = vec![0.0f32; row.len * core.q]; // [len, q]
+        let last = Floats::of(&core.last)?;
+        entries.push(Entry { a: &a[row.start * r1..end * r1], c: own, u, last, q: core.q, b, scale: row.scale });
+    }
+
+    // b = a U where the core has low rank, then c = a N or b Vᵀ.
+    let mut inner: Vec<_> = entries
+        .iter_mut()
+        .filter_map(|entry| {
+            let u = entry.u.as_ref()?;
+            Some(Product { x: entry.a, w: Right::Steps(u), out: &mut entry.b, k: r1, n: entry.q, begin: Begin::Zero })
+        })
+        .collect();
+    products(&mut inner);
+    drop(inner);
+    let mut outer: Vec<_> = entries
+        .iter_mut()
+        .map(|Entry { a, c, u, last, q, b, .. }| match u {
+            None => Product { x: a, w: Right::Steps(last), out: c, k: r1, n: r2, begin: Begin::Zero },
+            Some(_) => Product { x: b, w: Right::Columns(last), out: c, k: *q, n: r2, begin: Begin::Zero },
+        })
+        .collect();
+    products(&mut outer);
+    drop(outer);
+    for entry in entries {
+        for c in entry.c {
+            *c *= entry.scale;
         }
     }
     tensor(c, (t, r2))
 }
 
-/// The meaning: c[t, j] = scale Σ_i a[t, i] n[i, j], i ascending.
-fn reference(a: &[f32], n: &[f32], r1: usize, r2: usize, scale: f32, c: &mut [f32]) {
-    if r1 == 0 || r2 == 0 {
-        return;
-    }
-    for (a, c) in a.chunks_exact(r1).zip(c.chunks_exact_mut(r2)) {
-        for (a, n) in a.iter().zip(n.chunks_exact(r2)) {
-            for (c, n) in c.iter_mut().zip(n) {
-                *c += a * n;
+struct Entry<'a> {
+    a: &'a [f32],
+    c: &'a mut [f32],
+    u: Option<Floats<'a>>,
+    /// N [R1, R2] or V [R2, q].
+    last: Floats<'a>,
+    q: usize,
+    /// a U [len, q].
+    b: Vec<f32>,
+    scale: f32,
+}
+
+/// A checked core, contiguous.
+struct Core {
+    u: Option<Tensor>,
+    /// N [R1, R2] or V [R2, q].
+    last: Tensor,
+    q: usize,
+}
+
+impl Core {
+    fn of(core: &CoreView<'_>, r1: usize, r2: usize) -> Result<Self> {
+        match core {
+            CoreView::Dense(n) => {
+                if n.dims2()? != (r1, r2) {
+                    bail!("a core {:?} where R1 is {r1} and R2 {r2}", n.shape())
+                }
+                Ok(Self { u: None, last: n.contiguous()?, q: 0 })
+            }
+            CoreView::LowRank { u, v } => {
+                let (_, q) = u.dims2()?;
+                if u.dims2()? != (r1, q) || v.dims2()? != (r2, q) {
+                    bail!("core factors {:?} and {:?} where R1 is {r1} and R2 {r2}", u.shape(), v.shape())
+                }
+                Ok(Self { u: Some(u.contiguous()?), last: v.contiguous()?, q })
             }
         }
-        for c in c {
-            *c *= scale;
-        }
     }
+}
+
+/// The meaning for rows of one dense core: c[t, j] = scale Σ_i a[t, i] n[i, j], fused, i ascending.
+#[cfg(test)]
+fn reference(a: &[f32], n: &[f32], r1: usize, r2: usize, scale: f32) -> Vec<f32> {
+    let rows = a.chunks_exact(r1);
+    rows.flat_map(|a| (0..r2).map(move |j| scale * (0..r1).fold(0.0, |sum: f32, i| a[i].mul_add(n[i * r2 + j], sum)))).collect()
 }

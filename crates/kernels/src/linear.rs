@@ -19,7 +19,7 @@ use candle_core::{Result, Tensor, bail};
 use crate::{
     WeightFormat,
     floats::{Floats, tensor},
-    gemm::{Begin, Left, Out, Right, Shared, multiply, spread, store_columns},
+    gemm::{Begin, Left, Out, ROWS, STRETCH, Shared, Steps, multiply, spread, store_columns},
     simd::{Isa, Kernel, LANES, run},
 };
 use pack::{Form, Panels};
@@ -134,10 +134,6 @@ fn reference(x: &[f32], w: &[f32], t: usize, out: usize, width: usize) -> Vec<f3
 
 /// Rows up to which weights are expanded in registers.
 const FUSED_ROWS: usize = 4;
-/// Inputs expanded at a time: 16 x 256 f32 are half of a 32 KB L1.
-const STRETCH: usize = 256;
-/// Rows multiplied with one expansion: 240 rows x 256 inputs are half of a 512 KB L2.
-const ROWS: usize = 240;
 
 /// x [T, in] -> [T, out].
 fn forward(panels: &Panels, x: &[f32], t: usize) -> Vec<f32> {
@@ -292,9 +288,8 @@ impl Task<'_> {
                         each::<F>(|k| isa.store(to.add(k * LANES), F::weights(isa, at, &scales, k)));
                     }
                     multiply(
-                        isa,
-                        Left { at: self.x.as_ptr().add(from), row: width, step: 1 },
-                        Right { at: scratch.as_ptr(), row: LANES },
+                        Left { at: self.x.as_ptr().add(from), row: width },
+                        Steps { at: scratch.as_ptr(), row: LANES },
                         Out { at: self.y.add(column), row: out, columns: LANES.min(out - column) },
                         self.rows,
                         steps,

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::{
     floats::{Floats, tensor},
-    simd::LANES,
+    simd::{Isa, Kernel, LANES, exp, lanes, of_lanes, run},
 };
 
 /// Elements below which another thread does not help.
@@ -34,35 +34,54 @@ pub fn rms_norm(x: &Tensor, gain: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let mut y = vec![0.0f32; x.len()]; // [T, D]
     #[expect(clippy::cast_possible_truncation, reason = "eps is a small constant")]
     let eps = eps as f32;
-    if d > 0 {
-        let row = |(y, x): (&mut [f32], &[f32])| normalise(x, &gain, eps, y);
-        if x.len() <= INLINE {
-            y.chunks_exact_mut(d).zip(x.chunks_exact(d)).for_each(row);
-        } else {
-            y.par_chunks_exact_mut(d).zip(x.par_chunks_exact(d)).with_min_len((INLINE / 4).div_ceil(d)).for_each(row);
-        }
+    if x.len() <= INLINE {
+        run(Normalise { x: &x, gain: &gain, eps, y: &mut y });
+    } else {
+        let part = (INLINE / 4).div_ceil(d) * d;
+        let parts = y.par_chunks_mut(part).zip(x.par_chunks(part));
+        parts.for_each(|(y, x)| run(Normalise { x, gain: &gain, eps, y }));
     }
     tensor(y, shape)
 }
 
-/// One row.
-#[inline]
-fn normalise(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
-    let (blocks, tail) = x.as_chunks::<LANES>();
-    let mut lanes = [0.0f32; LANES];
-    for block in blocks {
-        for (sum, x) in lanes.iter_mut().zip(block) {
-            *sum += x * x;
-        }
-    }
-    for (sum, x) in lanes.iter_mut().zip(tail) {
-        *sum += x * x;
-    }
-    #[expect(clippy::cast_precision_loss, reason = "a row has far fewer than 2^24 channels")]
-    let mean = lanes.iter().sum::<f32>() / x.len() as f32;
+/// The meaning for one row.
+#[cfg(test)]
+fn reference(x: &[f32], gain: &[f32], eps: f64) -> Vec<f32> {
+    let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64;
     let factor = 1.0 / (mean + eps).sqrt();
-    for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
-        *y = x * factor * gain;
+    x.iter().zip(gain).map(|(&x, &gain)| (f64::from(x) * factor * f64::from(gain)) as f32).collect()
+}
+
+/// Rows of as many values as the gain has.
+struct Normalise<'a> {
+    x: &'a [f32],
+    gain: &'a [f32],
+    eps: f32,
+    y: &'a mut [f32],
+}
+
+impl Kernel for Normalise<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { x, gain, eps, y } = self;
+        for (x, y) in x.chunks_exact(gain.len().max(1)).zip(y.chunks_exact_mut(gain.len().max(1))) {
+            let (whole, tail) = x.as_chunks::<LANES>();
+            let mut squares = isa.splat(0.0);
+            for x in whole {
+                let x = of_lanes(isa, x);
+                squares = isa.fma(x, x, squares);
+            }
+            let mut squares = lanes(isa, squares);
+            for (sum, x) in squares.iter_mut().zip(tail) {
+                *sum = x.mul_add(*x, *sum);
+            }
+            #[expect(clippy::cast_precision_loss, reason = "a row has far fewer than 2^24 channels")]
+            let mean = squares.iter().sum::<f32>() / x.len() as f32;
+            let factor = 1.0 / (mean + eps).sqrt();
+            for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
+                *y = x * factor * gain;
+            }
+        }
     }
 }
 
@@ -75,11 +94,42 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     let (gate, up) = (Floats::of(&gate)?, Floats::of(&up)?); // [T, F]
     let mut y = vec![0.0f32; gate.len()]; // [T, F]
-    let part = |((y, gate), up): ((&mut [f32], &[f32]), &[f32])| {
-        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-            *y = gate / (1.0 + (-gate).exp()) * up;
-        }
-    };
-    y.par_chunks_mut(INLINE / 4).zip(gate.par_chunks(INLINE / 4)).zip(up.par_chunks(INLINE / 4)).for_each(part);
+    if y.len() <= INLINE {
+        run(SiluMul { gate: &gate, up: &up, y: &mut y });
+    } else {
+        let parts = y.par_chunks_mut(INLINE / 4).zip(gate.par_chunks(INLINE / 4)).zip(up.par_chunks(INLINE / 4));
+        parts.for_each(|((y, gate), up)| run(SiluMul { gate, up, y }));
+    }
     tensor(y, shape)
+}
+
+/// Element by element, whatever their number.
+struct SiluMul<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for SiluMul<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let (gate, gate_tail) = self.gate.as_chunks::<LANES>();
+        let (up, up_tail) = self.up.as_chunks::<LANES>();
+        let (y, y_tail) = self.y.as_chunks_mut::<LANES>();
+        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+            *y = lanes(isa, silu_mul_of(isa, of_lanes(isa, gate), of_lanes(isa, up)));
+        }
+        let (mut gate, mut up) = ([0.0; LANES], [0.0; LANES]);
+        gate[..gate_tail.len()].copy_from_slice(gate_tail);
+        up[..up_tail.len()].copy_from_slice(up_tail);
+        let tail = lanes(isa, silu_mul_of(isa, of_lanes(isa, &gate), of_lanes(isa, &up)));
+        y_tail.copy_from_slice(&tail[..y_tail.len()]);
+    }
+}
+
+#[inline(always)]
+fn silu_mul_of<I: Isa>(isa: I, gate: I::V, up: I::V) -> I::V {
+    let one = isa.splat(1.0);
+    let inverse = isa.add(one, exp(isa, isa.sub(isa.splat(0.0), gate)));
+    isa.mul(isa.div(gate, inverse), up)
 }

@@ -5,6 +5,9 @@
 //! operations, so a kernel gives the same bits on all of them. Start at [`run`].
 #![expect(unsafe_code, reason = "vector loads and stores, and calls under target features")]
 
+#[cfg(test)]
+mod tests;
+
 /// Lanes of a vector, and output channels of a panel.
 pub(crate) const LANES: usize = 16;
 
@@ -45,6 +48,8 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// The larger one; b where either is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller one; b where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// 2^n, n the integer in the low bits of a float of magnitude 1.5 * 2^23; -126 <= n <= 127.
     fn exp2_of_low_bits(self, v: Self::V) -> Self::V;
 }
@@ -69,6 +74,42 @@ pub(crate) fn run<K: Kernel>(kernel: K) {
         }
     }
     kernel.run(Portable);
+}
+
+/// e^x to 2 units in the last place (measured in tests.rs); x is held to -87 ..= 88, NaN stays.
+///
+/// x = n ln 2 + r with whole n: e^x = 2^n e^r, e^r by its series up to r^7 (|r| <= ln 2 / 2).
+#[inline(always)]
+pub(crate) fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
+    let x = isa.min(isa.splat(88.0), isa.max(isa.splat(-87.0), x));
+    // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
+    let magic = isa.splat(12_582_912.0);
+    let shifted = isa.fma(x, isa.splat(std::f32::consts::LOG2_E), magic);
+    let n = isa.sub(shifted, magic);
+    // ln 2 in two parts, the first short enough for exact products with n.
+    let r = isa.fma(n, isa.splat(-0.693_359_375), x);
+    let r = isa.fma(n, isa.splat(2.121_944_4e-4), r);
+    let mut series = isa.splat(1.0 / 5040.0);
+    for factor in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        series = isa.fma(series, r, isa.splat(factor));
+    }
+    isa.mul(series, isa.exp2_of_low_bits(shifted))
+}
+
+/// The lanes, out of their register.
+#[inline(always)]
+pub(crate) fn lanes<I: Isa>(isa: I, v: I::V) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: 16 floats are writable.
+    unsafe { isa.store(lanes.as_mut_ptr(), v) };
+    lanes
+}
+
+/// A register out of lanes.
+#[inline(always)]
+pub(crate) fn of_lanes<I: Isa>(isa: I, lanes: &[f32; LANES]) -> I::V {
+    // SAFETY: 16 floats are readable.
+    unsafe { isa.load(lanes.as_ptr()) }
 }
 
 /// Plain arrays, for the compiler to vectorise: NEON has fused multiply-add in its baseline.
@@ -139,6 +180,10 @@ impl Isa for Portable {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
     fn exp2_of_low_bits(self, v: Self::V) -> Self::V {
         v.map(|v| f32::from_bits((v.to_bits() << 23).wrapping_add(0x3f80_0000)))
     }
@@ -191,6 +236,7 @@ mod x86 {
         both!(mul(a, b), _mm256_mul_ps);
         both!(div(a, b), _mm256_div_ps);
         both!(max(a, b), _mm256_max_ps);
+        both!(min(a, b), _mm256_min_ps);
 
         #[inline(always)]
         fn splat(self, value: f32) -> Self::V {
@@ -286,6 +332,7 @@ mod x86 {
         one!(mul(a, b), _mm512_mul_ps);
         one!(div(a, b), _mm512_div_ps);
         one!(max(a, b), _mm512_max_ps);
+        one!(min(a, b), _mm512_min_ps);
 
         #[inline(always)]
         fn splat(self, value: f32) -> Self::V {

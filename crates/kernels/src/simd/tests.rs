@@ -1,0 +1,106 @@
+//! Every vector unit of this machine computes what plain arithmetic does.
+#![expect(unsafe_code, reason = "kernels on units that were asked for first")]
+
+use super::{Isa, Kernel, LANES, Portable, exp, lanes, of_lanes, run};
+
+/// e^x of sixteen values.
+struct Exp<'a>(&'a [f32; LANES], &'a mut [f32; LANES]);
+
+impl Kernel for Exp<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        *self.1 = lanes(isa, exp(isa, of_lanes(isa, self.0)));
+    }
+}
+
+fn sixteen(from: f32, step: f32) -> [f32; LANES] {
+    std::array::from_fn(|i| from + step * i as f32)
+}
+
+#[test]
+fn the_exponential_is_within_two_units_in_the_last_place() {
+    let mut worst = 0.0f64;
+    for i in 0..11_000 {
+        let x = sixteen(-87.0 + i as f32 * 0.015_9, 0.000_97).map(|x| x.min(88.0));
+        let mut y = [0.0; LANES];
+        run(Exp(&x, &mut y));
+        for (x, y) in x.into_iter().zip(y) {
+            let exact = f64::from(x).exp();
+            let unit = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
+            worst = worst.max((f64::from(y) - exact).abs() / unit);
+        }
+    }
+    assert!(worst < 2.0, "{worst} units");
+}
+
+#[test]
+fn the_exponential_stays_finite_and_passes_on_nan() {
+    let mut x = [0.0; LANES];
+    (x[0], x[1], x[2], x[3], x[4]) = (f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -1e9, 1e9);
+    let mut y = [0.0; LANES];
+    run(Exp(&x, &mut y));
+    assert!(y[0] < 1e-37 && y[3] < 1e-37 && y[1].is_finite() && y[4].is_finite() && y[2].is_nan());
+    assert_eq!(y[5..], [1.0; LANES - 5]);
+}
+
+/// Every operation once, its results in a row.
+struct All<'a> {
+    bytes: &'a [u8; 64],
+    out: &'a mut Vec<u32>,
+}
+
+impl Kernel for All<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let bytes = self.bytes.as_ptr();
+        // SAFETY: every load reads at most 64 bytes of 64.
+        let [half, brain, signed, low, high] = unsafe {
+            [isa.load_f16(bytes), isa.load_bf16(bytes), isa.load_i8(bytes), isa.load_nibbles(bytes, false), isa.load_nibbles(bytes, true)]
+        };
+        let x = of_lanes(isa, &sixteen(-3.0, 0.37));
+        let results = [
+            half,
+            brain,
+            signed,
+            low,
+            high,
+            isa.splat(1.5),
+            isa.fma(x, signed, low),
+            isa.add(x, signed),
+            isa.sub(x, signed),
+            isa.mul(x, low),
+            isa.div(signed, x),
+            isa.max(x, isa.splat(0.1)),
+            isa.min(x, isa.splat(0.1)),
+            exp(isa, x),
+        ];
+        self.out.extend(results.into_iter().flat_map(|v| lanes(isa, v)).map(f32::to_bits));
+    }
+}
+
+/// 64 bytes whose halves and brain floats are all finite.
+fn bytes() -> [u8; 64] {
+    std::array::from_fn(|i| if i % 2 == 0 { (i * 37 + 11) as u8 } else { 0x30 + (i % 11) as u8 + (i as u8 & 1) * 0x80 })
+}
+
+#[test]
+fn the_widest_unit_gives_the_bits_of_plain_arithmetic() {
+    let (mut widest, mut plain) = (Vec::new(), Vec::new());
+    run(All { bytes: &bytes(), out: &mut widest });
+    All { bytes: &bytes(), out: &mut plain }.run(Portable);
+    assert_eq!(plain.len(), 14 * LANES);
+    assert_eq!(widest, plain);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn avx2_gives_the_bits_of_plain_arithmetic_beside_a_wider_unit_too() {
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")) {
+        return;
+    }
+    let (mut ours, mut plain) = (Vec::new(), Vec::new());
+    // SAFETY: the features were asked for above.
+    unsafe { super::x86::run_avx2(All { bytes: &bytes(), out: &mut ours }) };
+    All { bytes: &bytes(), out: &mut plain }.run(Portable);
+    assert_eq!(ours, plain);
+}
