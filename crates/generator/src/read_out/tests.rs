@@ -144,6 +144,18 @@ fn rounding_noise_of_much_that_cancelled_is_not_lifted() {
 }
 
 #[test]
+fn singular_values_below_a_millionth_of_the_largest_are_noise() {
+    let rank = |second: f32| {
+        let mut s = vec![0_f32; 12 * 10];
+        (s[0], s[11]) = (1.0, second);
+        let s = Tensor::from_vec(s, (12, 10), &Device::Cpu).unwrap();
+        let kept = singular_values(&matrix(&published("svd"), &of(&s, None, Some(0.0))));
+        kept.into_iter().filter(|value| *value > 0.5).count()
+    };
+    assert_eq!((rank(1e-5), rank(1e-7)), (2, 1));
+}
+
+#[test]
 fn frobenius_and_spectral_divide_by_their_norms() {
     let (s, _) = sums(2, 12, 10, 30);
     let largest = singular_values(&s)[0];
