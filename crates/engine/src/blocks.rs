@@ -32,8 +32,14 @@ pub(crate) struct BlockAllocator {
 impl BlockAllocator {
     /// A cache of `blocks` blocks of `block_size` tokens, all free. `Config::check` has seen both.
     pub(crate) fn new(blocks: usize, block_size: usize) -> Self {
-        let free: Vec<u32> = (0..u32::try_from(blocks).unwrap_or(u32::MAX)).rev().collect();
-        Self { total: free.len(), free, block_size }
+        let free: Vec<u32> = (0..u32::try_from(blocks).unwrap_or(u32::MAX))
+            .rev()
+            .collect();
+        Self {
+            total: free.len(),
+            free,
+            block_size,
+        }
     }
 
     /// Blocks that hold so many tokens.

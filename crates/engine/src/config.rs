@@ -76,17 +76,32 @@ impl Config {
         ];
         for (field, value) in fields {
             if value == 0 {
-                return Err(ConfigError { field, value, least: 1, most: usize::MAX });
+                return Err(ConfigError {
+                    field,
+                    value,
+                    least: 1,
+                    most: usize::MAX,
+                });
             }
         }
         let least = self.max_running.saturating_add(2);
         if self.step_tokens < least {
-            return Err(ConfigError { field: "step_tokens", value: self.step_tokens, least, most: usize::MAX });
+            return Err(ConfigError {
+                field: "step_tokens",
+                value: self.step_tokens,
+                least,
+                most: usize::MAX,
+            });
         }
         // Slots of the cache are u32 numbers.
         let most = usize::try_from(u32::MAX).unwrap_or(usize::MAX) / self.block_size;
         if self.kv_blocks > most {
-            return Err(ConfigError { field: "kv_blocks", value: self.kv_blocks, least: 1, most });
+            return Err(ConfigError {
+                field: "kv_blocks",
+                value: self.kv_blocks,
+                least: 1,
+                most,
+            });
         }
         Ok(())
     }

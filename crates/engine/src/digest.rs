@@ -40,7 +40,9 @@ impl StateHash {
     pub(crate) fn new(base: &str, generator: &str, strategy: Strategy, window: usize) -> Self {
         let mut hasher = blake3::Hasher::new();
         for part in ["imprint state 1", base, generator, strategy_name(strategy)] {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+            hasher
+                .update(&(part.len() as u64).to_le_bytes())
+                .update(part.as_bytes());
         }
         hasher.update(&(window as u64).to_le_bytes());
         Self(hasher)
@@ -48,7 +50,9 @@ impl StateHash {
 
     pub(crate) fn push(&mut self, document: &DocumentHash) {
         if document.tokens > 0 {
-            self.0.update(&document.tokens.to_le_bytes()).update(document.hasher.finalize().as_bytes());
+            self.0
+                .update(&document.tokens.to_le_bytes())
+                .update(document.hasher.finalize().as_bytes());
         }
     }
 

@@ -38,15 +38,29 @@ pub(crate) struct Document {
 impl Document {
     pub(crate) fn new(id: DocumentId, number: u64) -> Self {
         let (tokens, hash) = (Vec::new(), DocumentHash::default());
-        Self { id, number, tokens, complete: false, reported: 0, state: None, hash }
+        Self {
+            id,
+            number,
+            tokens,
+            complete: false,
+            reported: 0,
+            state: None,
+            hash,
+        }
     }
 
     /// The place behind all that has come of it.
     pub(crate) fn end(&self) -> Place {
         if self.complete {
-            Place { document: self.number + 1, token: 0 }
+            Place {
+                document: self.number + 1,
+                token: 0,
+            }
         } else {
-            Place { document: self.number, token: self.tokens.len() }
+            Place {
+                document: self.number,
+                token: self.tokens.len(),
+            }
         }
     }
 

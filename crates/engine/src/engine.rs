@@ -17,7 +17,7 @@ use std::{
 };
 
 use generator::{Generator, Strategy};
-use lm::{KvCache, LoadOptions, Lm};
+use lm::{KvCache, Lm, LoadOptions};
 
 use crate::{
     blocks::{BlockAllocator, Blocks},
@@ -94,7 +94,12 @@ impl Engine {
     /// A bound that cannot work, or a file that is missing, damaged or made for another base.
     pub fn load(model: &Path, generator: Option<&Path>, config: Config) -> Result<Self, Error> {
         config.check()?;
-        let mut lm = Lm::load(model, LoadOptions { dequantize: config.dequantize })?;
+        let mut lm = Lm::load(
+            model,
+            LoadOptions {
+                dequantize: config.dequantize,
+            },
+        )?;
         if let Some(generator) = generator {
             lm.attach_generator(generator)?;
         }
@@ -113,7 +118,13 @@ impl Engine {
         };
         if bounds.window_limit < least {
             let value = config.kv_blocks;
-            return Err(ConfigError { field: "kv_blocks", value, least: least.div_ceil(config.block_size), most: usize::MAX }.into());
+            return Err(ConfigError {
+                field: "kv_blocks",
+                value,
+                least: least.div_ceil(config.block_size),
+                most: usize::MAX,
+            }
+            .into());
         }
         let kv = KvCache::new(lm.config(), config.kv_blocks, config.block_size)?;
         let model = Arc::new(ModelInfo::new(&lm, state_bytes));
@@ -144,7 +155,12 @@ impl Engine {
         Usage {
             sessions: self.sessions.len(),
             running: self.running.len(),
-            queued: self.waiting.len() + self.commands.iter().filter(|command| is_request(command)).count(),
+            queued: self.waiting.len()
+                + self
+                    .commands
+                    .iter()
+                    .filter(|command| is_request(command))
+                    .count(),
             queued_tokens: self.queued_tokens(),
             free_blocks: self.allocator.free(),
             blocks: self.allocator.total(),
@@ -153,7 +169,9 @@ impl Engine {
     }
 
     fn state_bytes(&self) -> usize {
-        self.sessions.values().fold(0, |sum, session| sum.saturating_add(session.budget_bytes(0)))
+        self.sessions.values().fold(0, |sum, session| {
+            sum.saturating_add(session.budget_bytes(0))
+        })
     }
 
     fn queued_tokens(&self) -> usize {
@@ -161,7 +179,12 @@ impl Engine {
             Command::Ingest { tokens, .. } => tokens.len(),
             _ => 0,
         });
-        queued.sum::<usize>() + self.sessions.values().map(Session::waiting_tokens).sum::<usize>()
+        queued.sum::<usize>()
+            + self
+                .sessions
+                .values()
+                .map(Session::waiting_tokens)
+                .sum::<usize>()
     }
 
     /// Queues a command for the next step.
@@ -174,7 +197,9 @@ impl Engine {
                 Command::Ingest { tokens, .. } => {
                     // One that never fits is taken, and then refused by an event.
                     let (tokens, limit) = (tokens.len(), self.config.max_queued_tokens);
-                    tokens > 0 && tokens <= limit && self.queued_tokens().saturating_add(tokens) > limit
+                    tokens > 0
+                        && tokens <= limit
+                        && self.queued_tokens().saturating_add(tokens) > limit
                 }
                 command if is_request(command) => self.usage().queued >= self.config.max_queued,
                 _ => false,
@@ -191,7 +216,10 @@ impl Engine {
         self.commands.is_empty()
             && self.waiting.is_empty()
             && self.running.is_empty()
-            && self.sessions.values().all(|session| session.wants().is_none())
+            && self
+                .sessions
+                .values()
+                .all(|session| session.wants().is_none())
     }
 
     /// Takes the queued commands and runs one forward over a ragged batch. `now` is the caller's clock, read when the
@@ -199,7 +227,11 @@ impl Engine {
     ///
     /// # Errors
     /// A broken engine. A bad command is an event.
-    pub fn step(&mut self, now: impl Fn() -> Instant, events: &mut Vec<Event>) -> Result<(), Error> {
+    pub fn step(
+        &mut self,
+        now: impl Fn() -> Instant,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Error> {
         self.steps += 1;
         let start = now();
         while let Some(command) = self.commands.pop_front() {
@@ -216,49 +248,106 @@ impl Engine {
 
     fn take(&mut self, command: Command, now: Instant, events: &mut Vec<Event>) {
         match command {
-            Command::Open { session, strategy, window } => match self.open(session, strategy, window) {
+            Command::Open {
+                session,
+                strategy,
+                window,
+            } => match self.open(session, strategy, window) {
                 Ok(opened) => events.push(self.insert(session, opened)),
-                Err(error) => events.push(Event::SessionFailed { session, rejected: Rejected::Open, error }),
+                Err(error) => events.push(Event::SessionFailed {
+                    session,
+                    rejected: Rejected::Open,
+                    error,
+                }),
             },
             Command::Fork { from, to } => match self.fork(from, to) {
                 Ok(forked) => events.push(self.insert(to, forked)),
                 Err(error) => {
-                    events.push(Event::SessionFailed { session: to, rejected: Rejected::Fork { from }, error });
+                    events.push(Event::SessionFailed {
+                        session: to,
+                        rejected: Rejected::Fork { from },
+                        error,
+                    });
                 }
             },
             Command::Close { session } => self.close(session, events),
-            Command::Ingest { session, seq, document, tokens, end_of_document } => {
-                let ingest = |one: &mut Session, begins: Begins<'_>| one.ingest(seq, document, &tokens, end_of_document, begins);
+            Command::Ingest {
+                session,
+                seq,
+                document,
+                tokens,
+                end_of_document,
+            } => {
+                let ingest = |one: &mut Session, begins: Begins<'_>| {
+                    one.ingest(seq, document, &tokens, end_of_document, begins)
+                };
                 if let Err(error) = self.ingest(session, tokens.len(), ingest) {
                     if !tokens.is_empty() {
-                        events.push(Event::Encoded { session, tokens: tokens.len() });
+                        events.push(Event::Encoded {
+                            session,
+                            tokens: tokens.len(),
+                        });
                     }
-                    events.push(Event::SessionFailed { session, rejected: Rejected::Ingest { seq }, error });
+                    events.push(Event::SessionFailed {
+                        session,
+                        rejected: Rejected::Ingest { seq },
+                        error,
+                    });
                 }
             }
-            Command::Publish { session, seq, provisional } => {
-                let done = self.session(session).and_then(|session| session.publish(seq, provisional));
+            Command::Publish {
+                session,
+                seq,
+                provisional,
+            } => {
+                let done = self
+                    .session(session)
+                    .and_then(|session| session.publish(seq, provisional));
                 if let Err(error) = done {
-                    events.push(Event::SessionFailed { session, rejected: Rejected::Publish { seq }, error });
+                    events.push(Event::SessionFailed {
+                        session,
+                        rejected: Rejected::Publish { seq },
+                        error,
+                    });
                 }
             }
             Command::Forget { session, document } => {
                 if let Err(error) = self.forget(session, document, events) {
-                    events.push(Event::SessionFailed { session, rejected: Rejected::Forget { document }, error });
+                    events.push(Event::SessionFailed {
+                        session,
+                        rejected: Rejected::Forget { document },
+                        error,
+                    });
                 }
             }
-            Command::Generate { request, session, adapter_scale, prompt, max_tokens, sampling, eos } => {
+            Command::Generate {
+                request,
+                session,
+                adapter_scale,
+                prompt,
+                max_tokens,
+                sampling,
+                eos,
+            } => {
                 let asked = self.generation(&prompt, max_tokens, sampling, eos);
                 self.enqueue(request, session, adapter_scale, prompt, asked, now, events);
             }
-            Command::Score { request, session, adapter_scale, prompt, continuations } => {
+            Command::Score {
+                request,
+                session,
+                adapter_scale,
+                prompt,
+                continuations,
+            } => {
                 let asked = self.scoring(&prompt, continuations);
                 self.enqueue(request, session, adapter_scale, prompt, asked, now, events);
             }
-            Command::Export { request, session } => events.push(match self.export(request, session) {
-                Ok(exported) => exported,
-                Err(error) => Event::Failed { request, error },
-            }),
+            Command::Export { request, session } => {
+                events.push(match self.export(request, session) {
+                    Ok(exported) => exported,
+                    Err(error) => Event::Failed { request, error },
+                })
+            }
             Command::Cancel { request } => self.cancel(request, now, events),
         }
     }
@@ -274,31 +363,64 @@ impl Engine {
             return Err(SessionError::SessionExists { session });
         }
         let limit = self.config.max_sessions;
-        if self.sessions.len() >= limit { Err(SessionError::TooManySessions { limit }) } else { Ok(()) }
+        if self.sessions.len() >= limit {
+            Err(SessionError::TooManySessions { limit })
+        } else {
+            Ok(())
+        }
     }
 
-    fn open(&self, id: SessionId, strategy: Strategy, window: usize) -> Result<Session, SessionError> {
+    fn open(
+        &self,
+        id: SessionId,
+        strategy: Strategy,
+        window: usize,
+    ) -> Result<Session, SessionError> {
         self.room_for(id)?;
         let generator = self.lm.generator().ok_or(SessionError::NoGenerator)?;
-        let Bounds { least, window_limit: limit, .. } = self.bounds;
+        let Bounds {
+            least,
+            window_limit: limit,
+            ..
+        } = self.bounds;
         // A document of concat is its own window: there is no other size.
-        let window = if strategy == Strategy::Concat { 0 } else { window };
+        let window = if strategy == Strategy::Concat {
+            0
+        } else {
+            window
+        };
         if strategy != Strategy::Concat && !(least..=limit).contains(&window) {
-            return Err(SessionError::Window { tokens: window, least, limit });
+            return Err(SessionError::Window {
+                tokens: window,
+                least,
+                limit,
+            });
         }
         let hash = StateHash::new(self.lm.digest(), generator.digest(), strategy, window);
-        Session::new(id, strategy, window, hash, self.bounds, generator).map_err(|error| SessionError::from_state(&error))
+        Session::new(id, strategy, window, hash, self.bounds, generator)
+            .map_err(|error| SessionError::from_state(&error))
     }
 
     fn fork(&self, from: SessionId, to: SessionId) -> Result<Session, SessionError> {
-        let session = self.sessions.get(&from).ok_or(SessionError::UnknownSession { session: from })?;
+        let session = self
+            .sessions
+            .get(&from)
+            .ok_or(SessionError::UnknownSession { session: from })?;
         self.room_for(to)?;
-        within_budget(self.state_bytes(), session.budget_bytes(0), self.config.state_budget_bytes)?;
-        session.fork(to).map_err(|error| SessionError::from_state(&error))
+        within_budget(
+            self.state_bytes(),
+            session.budget_bytes(0),
+            self.config.state_budget_bytes,
+        )?;
+        session
+            .fork(to)
+            .map_err(|error| SessionError::from_state(&error))
     }
 
     fn session(&mut self, id: SessionId) -> Result<&mut Session, SessionError> {
-        self.sessions.get_mut(&id).ok_or(SessionError::UnknownSession { session: id })
+        self.sessions
+            .get_mut(&id)
+            .ok_or(SessionError::UnknownSession { session: id })
     }
 
     /// Runs `ingest` for so many tokens.
@@ -308,7 +430,11 @@ impl Engine {
         tokens: usize,
         ingest: impl FnOnce(&mut Session, Begins<'_>) -> Result<(), SessionError>,
     ) -> Result<(), SessionError> {
-        let (used, budget, limit) = (self.state_bytes(), self.config.state_budget_bytes, self.config.max_queued_tokens);
+        let (used, budget, limit) = (
+            self.state_bytes(),
+            self.config.state_budget_bytes,
+            self.config.max_queued_tokens,
+        );
         let session = self.session(id)?;
         if tokens > limit {
             return Err(SessionError::TooManyTokens { tokens, limit });
@@ -317,17 +443,37 @@ impl Engine {
         ingest(session, &|| within_budget(used, more, budget))
     }
 
-    fn forget(&mut self, id: SessionId, document: DocumentId, events: &mut Vec<Event>) -> Result<(), SessionError> {
-        let session = self.sessions.get_mut(&id).ok_or(SessionError::UnknownSession { session: id })?;
+    fn forget(
+        &mut self,
+        id: SessionId,
+        document: DocumentId,
+        events: &mut Vec<Event>,
+    ) -> Result<(), SessionError> {
+        let session = self
+            .sessions
+            .get_mut(&id)
+            .ok_or(SessionError::UnknownSession { session: id })?;
         let generator = self.lm.generator().ok_or(SessionError::NoGenerator)?;
-        session.forget(document, &mut Context { generator, allocator: &mut self.allocator, events })
+        session.forget(
+            document,
+            &mut Context {
+                generator,
+                allocator: &mut self.allocator,
+                events,
+            },
+        )
     }
 
     fn close(&mut self, id: SessionId, events: &mut Vec<Event>) {
-        let Some(mut session) = self.sessions.remove(&id) else { return };
+        let Some(mut session) = self.sessions.remove(&id) else {
+            return;
+        };
         session.evict(&mut self.allocator);
         for request in self.remove_requests(|request| request.session == Some(id)) {
-            events.push(Event::Failed { request: request.id, error: RequestError::SessionClosed { session: id } });
+            events.push(Event::Failed {
+                request: request.id,
+                error: RequestError::SessionClosed { session: id },
+            });
         }
     }
 
@@ -336,14 +482,19 @@ impl Engine {
             events.push(if request.generates() {
                 request.finished(Finish::Cancelled, now)
             } else {
-                Event::Failed { request: id, error: RequestError::Cancelled }
+                Event::Failed {
+                    request: id,
+                    error: RequestError::Cancelled,
+                }
             });
         }
     }
 
     /// Takes requests out of the queues, and their blocks back.
     fn remove_requests(&mut self, ends: impl Fn(&Request) -> bool) -> Vec<Request> {
-        let (ended, waiting): (Vec<Request>, _) = std::mem::take(&mut self.waiting).into_iter().partition(&ends);
+        let (ended, waiting): (Vec<Request>, _) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(&ends);
         self.waiting = waiting.into();
         let mut ended = ended;
         ended.extend(self.running.extract_if(.., |request| ends(request)));
@@ -365,14 +516,29 @@ impl Engine {
         let limit = self.model.context_length;
         let room = limit.saturating_sub(prompt.len());
         if room == 0 {
-            return Err(RequestError::ContextLength { tokens: prompt.len().saturating_add(1), limit });
+            return Err(RequestError::ContextLength {
+                tokens: prompt.len().saturating_add(1),
+                limit,
+            });
         }
         let max_tokens = max_tokens.min(room);
-        let sampler = Sampler::new(sampling, prompt)?;
-        Ok((Work::Generate { sampler, eos, max_tokens, drawn: 0 }, prompt.len() + max_tokens))
+        let sampler = Box::new(Sampler::new(sampling, prompt)?);
+        Ok((
+            Work::Generate {
+                sampler,
+                eos,
+                max_tokens,
+                drawn: 0,
+            },
+            prompt.len() + max_tokens,
+        ))
     }
 
-    fn scoring(&self, prompt: &[TokenId], continuations: Vec<Vec<TokenId>>) -> Result<(Work, usize), RequestError> {
+    fn scoring(
+        &self,
+        prompt: &[TokenId],
+        continuations: Vec<Vec<TokenId>>,
+    ) -> Result<(Work, usize), RequestError> {
         self.check_prompt(prompt)?;
         if let Some(index) = continuations.iter().position(Vec::is_empty) {
             return Err(RequestError::EmptyContinuation { index });
@@ -380,16 +546,34 @@ impl Engine {
         for continuation in &continuations {
             self.check_tokens(continuation)?;
         }
-        let longest = continuations.iter().map(Vec::len).max().ok_or(RequestError::NoContinuation)?;
-        let (tokens, limit) = (prompt.len().saturating_add(longest), self.model.context_length);
+        let longest = continuations
+            .iter()
+            .map(Vec::len)
+            .max()
+            .ok_or(RequestError::NoContinuation)?;
+        let (tokens, limit) = (
+            prompt.len().saturating_add(longest),
+            self.model.context_length,
+        );
         if tokens > limit {
             return Err(RequestError::ContextLength { tokens, limit });
         }
-        Ok((Work::Score { continuations, scores: Vec::new(), greedy: Vec::new() }, tokens))
+        Ok((
+            Work::Score {
+                continuations,
+                scores: Vec::new(),
+                greedy: Vec::new(),
+            },
+            tokens,
+        ))
     }
 
     fn check_prompt(&self, prompt: &[TokenId]) -> Result<(), RequestError> {
-        if prompt.is_empty() { Err(RequestError::EmptyPrompt) } else { self.check_tokens(prompt) }
+        if prompt.is_empty() {
+            Err(RequestError::EmptyPrompt)
+        } else {
+            self.check_tokens(prompt)
+        }
     }
 
     fn check_tokens(&self, tokens: &[TokenId]) -> Result<(), RequestError> {
@@ -400,7 +584,10 @@ impl Engine {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of a command, taken apart once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of a command, taken apart once"
+    )]
     fn enqueue(
         &mut self,
         id: RequestId,
@@ -411,33 +598,58 @@ impl Engine {
         now: Instant,
         events: &mut Vec<Event>,
     ) {
-        let known = self.waiting.iter().chain(&self.running).any(|request| request.id == id);
+        let known = self
+            .waiting
+            .iter()
+            .chain(&self.running)
+            .any(|request| request.id == id);
         let checked = asked.and_then(|(work, length)| {
             let limit = self.allocator.capacity_tokens();
             if known {
                 Err(RequestError::RequestExists)
-            } else if let Some(session) = session.filter(|session| !self.sessions.contains_key(session)) {
+            } else if let Some(session) =
+                session.filter(|session| !self.sessions.contains_key(session))
+            {
                 Err(RequestError::UnknownSession { session })
             } else if !scale.is_finite() {
-                Err(RequestError::Sampling { field: "adapter_scale", value: scale, range: "finite" })
+                Err(RequestError::Sampling {
+                    field: "adapter_scale",
+                    value: scale,
+                    range: "finite",
+                })
             } else if length > limit {
-                Err(RequestError::CacheLength { tokens: length, limit })
+                Err(RequestError::CacheLength {
+                    tokens: length,
+                    limit,
+                })
             } else {
                 Ok((work, length))
             }
         });
         match checked {
-            Ok((work, length)) => self.waiting.push_back(Request::new(id, session, scale, prompt, length, work, now)),
+            Ok((work, length)) => self
+                .waiting
+                .push_back(Request::new(id, session, scale, prompt, length, work, now)),
             Err(error) => events.push(Event::Failed { request: id, error }),
         }
     }
 
     fn export(&self, request: RequestId, id: SessionId) -> Result<Event, RequestError> {
-        let session = self.sessions.get(&id).ok_or(RequestError::UnknownSession { session: id })?;
+        let session = self
+            .sessions
+            .get(&id)
+            .ok_or(RequestError::UnknownSession { session: id })?;
         let generator = self.lm.generator().ok_or(RequestError::NoGenerator)?;
         let newest = session.newest();
-        let core = newest.core.as_ref().ok_or(RequestError::NoVersion { session: id })?;
-        let export = generator.export_peft(core).map_err(|error| RequestError::Export { reason: error.to_string() })?;
+        let core = newest
+            .core
+            .as_ref()
+            .ok_or(RequestError::NoVersion { session: id })?;
+        let export = generator
+            .export_peft(core)
+            .map_err(|error| RequestError::Export {
+                reason: error.to_string(),
+            })?;
         Ok(Event::Exported {
             request,
             config_json: export.config_json,
@@ -449,8 +661,14 @@ impl Engine {
     }
 
     fn settle(&mut self, events: &mut Vec<Event>) {
-        let Some(generator) = self.lm.generator() else { return };
-        let mut cx = Context { generator, allocator: &mut self.allocator, events };
+        let Some(generator) = self.lm.generator() else {
+            return;
+        };
+        let mut cx = Context {
+            generator,
+            allocator: &mut self.allocator,
+            events,
+        };
         for session in self.sessions.values_mut() {
             session.settle(&mut cx);
             if session.wants().is_none() {
@@ -465,7 +683,9 @@ impl Engine {
     /// Starts requests in order of arrival, while there are places and blocks.
     fn admit(&mut self, now: Instant, events: &mut Vec<Event>) {
         while self.running.len() < self.config.max_running && !self.window_waits {
-            let Some(length) = self.waiting.front().map(|request| request.length) else { return };
+            let Some(length) = self.waiting.front().map(|request| request.length) else {
+                return;
+            };
             let mut blocks = Blocks::default();
             let yields = |_, session: &Session| session.turn.is_none() || !session.yielded;
             for id in self.evict_for(self.allocator.blocks_for(length), yields) {
@@ -476,7 +696,9 @@ impl Engine {
             if !self.allocator.grow(&mut blocks, length) {
                 return;
             }
-            let Some(mut request) = self.waiting.pop_front() else { return };
+            let Some(mut request) = self.waiting.pop_front() else {
+                return;
+            };
             request.blocks = blocks;
             request.start(self.pin(&request), now);
             if request.asks_nothing() {
@@ -504,14 +726,28 @@ impl Engine {
 
     /// Takes blocks from open windows that may be taken from until so many are free, if that is possible at all: from those
     /// without a turn first, the one read longest ago first; then from the last turns.
-    fn evict_for(&mut self, blocks: usize, from: impl Fn(SessionId, &Session) -> bool) -> Vec<SessionId> {
+    fn evict_for(
+        &mut self,
+        blocks: usize,
+        from: impl Fn(SessionId, &Session) -> bool,
+    ) -> Vec<SessionId> {
         let mut evicted = Vec::new();
         if self.allocator.free() >= blocks {
             return evicted;
         }
-        let holders = self.sessions.iter().filter(|&(&id, session)| session.held_blocks() > 0 && from(id, session));
-        let order = |session: &Session| (session.turn.map_or(0, |turn| u64::MAX - turn), session.last_step);
-        let mut holders: Vec<_> = holders.map(|(&id, session)| (order(session), id, session.held_blocks())).collect();
+        let holders = self
+            .sessions
+            .iter()
+            .filter(|&(&id, session)| session.held_blocks() > 0 && from(id, session));
+        let order = |session: &Session| {
+            (
+                session.turn.map_or(0, |turn| u64::MAX - turn),
+                session.last_step,
+            )
+        };
+        let mut holders: Vec<_> = holders
+            .map(|(&id, session)| (order(session), id, session.held_blocks()))
+            .collect();
         let held: usize = holders.iter().map(|&(.., held)| held).sum();
         if self.allocator.free() + held < blocks {
             return evicted;
@@ -531,9 +767,17 @@ impl Engine {
 
     /// Decides who runs how many tokens, and gets windows their blocks.
     fn batch(&mut self, events: &mut Vec<Event>) -> Batch {
-        let decode = self.running.iter().filter(|request| request.decodes()).count();
-        let prefill: Vec<usize> =
-            self.running.iter().filter(|request| !request.decodes()).map(Request::wants).collect();
+        let decode = self
+            .running
+            .iter()
+            .filter(|request| request.decodes())
+            .count();
+        let prefill: Vec<usize> = self
+            .running
+            .iter()
+            .filter(|request| !request.decodes())
+            .map(Request::wants)
+            .collect();
         let mut turns: Vec<_> = self
             .sessions
             .iter()
@@ -543,14 +787,25 @@ impl Engine {
         let context: Vec<usize> = turns.iter().map(|&(.., tokens)| tokens).collect();
         let plan = scheduler::plan(self.config.step_tokens, decode, &prefill, &context);
         let mut prefill = plan.prefill.into_iter();
-        let requests = self.running.iter().map(|request| if request.decodes() { 1 } else { prefill.next().unwrap_or(0) });
-        let mut batch = Batch { requests: requests.collect(), sessions: BTreeMap::new() };
+        let requests = self.running.iter().map(|request| {
+            if request.decodes() {
+                1
+            } else {
+                prefill.next().unwrap_or(0)
+            }
+        });
+        let mut batch = Batch {
+            requests: requests.collect(),
+            sessions: BTreeMap::new(),
+        };
         self.window_waits = false;
         for ((turn, id, _), tokens) in turns.into_iter().zip(plan.context) {
             if tokens == 0 {
                 break;
             }
-            let Some(session) = self.sessions.get(&id) else { continue };
+            let Some(session) = self.sessions.get(&id) else {
+                continue;
+            };
             let missing = session.missing_blocks(tokens, &self.allocator);
             self.evict_for(missing, |id, other| {
                 !batch.sessions.contains_key(&id) && other.turn.is_none_or(|other| other > turn)
@@ -559,8 +814,19 @@ impl Engine {
                 self.window_waits = batch.sessions.is_empty();
                 break;
             }
-            let (Some(generator), Some(session)) = (self.lm.generator(), self.sessions.get_mut(&id)) else { continue };
-            if session.prepare(tokens, &mut Context { generator, allocator: &mut self.allocator, events }) {
+            let (Some(generator), Some(session)) =
+                (self.lm.generator(), self.sessions.get_mut(&id))
+            else {
+                continue;
+            };
+            if session.prepare(
+                tokens,
+                &mut Context {
+                    generator,
+                    allocator: &mut self.allocator,
+                    events,
+                },
+            ) {
                 batch.sessions.insert(id, tokens);
             }
         }
@@ -576,7 +842,11 @@ impl Engine {
             }
         }
         for (id, session) in &mut self.sessions {
-            if let Some(row) = batch.sessions.get(id).and_then(|&tokens| session.row(tokens)) {
+            if let Some(row) = batch
+                .sessions
+                .get(id)
+                .and_then(|&tokens| session.row(tokens))
+            {
                 rows.push(row);
             }
         }
@@ -595,8 +865,12 @@ impl Engine {
         let mut tokens = batch.requests.iter();
         let allocator = &mut self.allocator;
         self.running.retain_mut(|request| {
-            let Some(&tokens) = tokens.next().filter(|&&tokens| tokens > 0) else { return true };
-            let (own, others) = rest.split_at_checked(request.logits(tokens) * vocab).unwrap_or((rest, &[]));
+            let Some(&tokens) = tokens.next().filter(|&&tokens| tokens > 0) else {
+                return true;
+            };
+            let (own, others) = rest
+                .split_at_checked(request.logits(tokens) * vocab)
+                .unwrap_or((rest, &[]));
             rest = others;
             let ended = request.took(tokens, own, vocab, now, events);
             if ended {
@@ -614,11 +888,18 @@ impl Engine {
 
 fn within_budget(used: usize, more: usize, limit: usize) -> Result<(), SessionError> {
     let bytes = used.saturating_add(more);
-    if bytes > limit { Err(SessionError::StateBudget { bytes, limit }) } else { Ok(()) }
+    if bytes > limit {
+        Err(SessionError::StateBudget { bytes, limit })
+    } else {
+        Ok(())
+    }
 }
 
 fn is_request(command: &Command) -> bool {
-    matches!(command, Command::Generate { .. } | Command::Score { .. } | Command::Export { .. })
+    matches!(
+        command,
+        Command::Generate { .. } | Command::Score { .. } | Command::Export { .. }
+    )
 }
 
 /// The shortest window of which a token writes.

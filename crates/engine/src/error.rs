@@ -225,6 +225,8 @@ pub enum SessionError {
 impl SessionError {
     /// What a state could not do.
     pub(crate) fn from_state(error: &generator::Error) -> Self {
-        Self::ReadOut { reason: error.to_string() }
+        Self::ReadOut {
+            reason: error.to_string(),
+        }
     }
 }

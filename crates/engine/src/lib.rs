@@ -4,21 +4,21 @@
 //! thread owns the engine, so there are no locks. It knows no text, no clock (time is an argument), no
 //! runtime, and no file but those that it loads. Start at [`Command`], then [`Engine::step`].
 
-mod ids;
-mod config;
-mod command;
-mod event;
-mod error;
-mod model;
 mod blocks;
+mod command;
+mod config;
 mod digest;
+mod document;
+mod engine;
+mod error;
+mod event;
+mod ids;
+mod model;
+mod reading;
+mod request;
 mod sampling;
 mod scheduler;
-mod reading;
-mod document;
 mod session;
-mod request;
-mod engine;
 
 pub use command::{Command, Sampling};
 pub use config::Config;

@@ -91,7 +91,9 @@ impl ModelInfo {
             digest: lm.digest().to_owned(),
             eos: config.eos.clone(),
             bos: config.bos,
-            generator: lm.generator().map(|generator| GeneratorInfo::new(generator, state_bytes)),
+            generator: lm
+                .generator()
+                .map(|generator| GeneratorInfo::new(generator, state_bytes)),
         }
     }
 }
@@ -101,7 +103,13 @@ impl GeneratorInfo {
         let config = generator.config();
         let sites = generator.sites().iter().map(|site| {
             let (r1, r2, rank) = site.ranks();
-            SiteInfo { layer: site.id().layer, module: site.id().module, r1, r2, rank }
+            SiteInfo {
+                layer: site.id().layer,
+                module: site.id().module,
+                r1,
+                r2,
+                rank,
+            }
         });
         Self {
             write: config.write,

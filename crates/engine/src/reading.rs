@@ -80,7 +80,11 @@ impl Reading {
     }
 
     /// Closes the open window and opens the next.
-    pub(crate) fn close_window(&mut self, generator: &Generator, least: usize) -> Result<(), Error> {
+    pub(crate) fn close_window(
+        &mut self,
+        generator: &Generator,
+        least: usize,
+    ) -> Result<(), Error> {
         self.state = self.folded(least)?;
         self.sums = generator.new_window()?;
         self.start = self.position();

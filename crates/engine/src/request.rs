@@ -31,7 +31,7 @@ pub(crate) struct Pin {
 #[derive(Debug)]
 pub(crate) enum Work {
     Generate {
-        sampler: Sampler,
+        sampler: Box<Sampler>,
         eos: Vec<TokenId>,
         max_tokens: usize,
         /// Tokens drawn.
@@ -117,7 +117,9 @@ impl Request {
         let rest = self.sequence.len() - self.fed;
         match self.work {
             Work::Generate { .. } => rest,
-            Work::Score { .. } => rest.min((self.prompt_tokens - 1).saturating_sub(self.fed) + SCORED_ROWS),
+            Work::Score { .. } => {
+                rest.min((self.prompt_tokens - 1).saturating_sub(self.fed) + SCORED_ROWS)
+            }
         }
     }
 
@@ -147,17 +149,33 @@ impl Request {
 
     /// Takes what came back for the row of so many tokens: `logits`, V floats for each row of logits that it asked for. Says
     /// whether the request has ended.
-    pub(crate) fn took(&mut self, tokens: usize, logits: &[f32], vocab: usize, now: Instant, events: &mut Vec<Event>) -> bool {
+    pub(crate) fn took(
+        &mut self,
+        tokens: usize,
+        logits: &[f32],
+        vocab: usize,
+        now: Instant,
+        events: &mut Vec<Event>,
+    ) -> bool {
         let rows = self.logits(tokens);
         let first_scored = self.fed.max(self.prompt_tokens - 1) + 1 - self.prompt_tokens;
         self.fed += tokens;
         let known = self.fed == self.sequence.len();
         match &mut self.work {
-            Work::Generate { sampler, eos, max_tokens, drawn } => {
+            Work::Generate {
+                sampler,
+                eos,
+                max_tokens,
+                drawn,
+            } => {
                 if rows == 0 {
                     return false;
                 }
-                let Drawn { token, logprob, top } = sampler.draw(logits);
+                let Drawn {
+                    token,
+                    logprob,
+                    top,
+                } = sampler.draw(logits);
                 self.first_token.get_or_insert(now);
                 if eos.contains(&token) {
                     let event = self.finished(Finish::Eos, now);
@@ -167,15 +185,26 @@ impl Request {
                 *drawn += 1;
                 let full = *drawn == *max_tokens;
                 self.sequence.push(token);
-                events.push(Event::Token { request: self.id, token, logprob, top });
+                events.push(Event::Token {
+                    request: self.id,
+                    token,
+                    logprob,
+                    top,
+                });
                 if full {
                     let event = self.finished(Finish::Length, now);
                     events.push(event);
                 }
                 full
             }
-            Work::Score { continuations, scores, greedy } => {
-                let wanted = continuations.get(scores.len() - 1).and_then(|wanted| wanted.get(first_scored..));
+            Work::Score {
+                continuations,
+                scores,
+                greedy,
+            } => {
+                let wanted = continuations
+                    .get(scores.len() - 1)
+                    .and_then(|wanted| wanted.get(first_scored..));
                 for (row, &token) in logits.chunks_exact(vocab).zip(wanted.unwrap_or_default()) {
                     let (logprob, likeliest) = score(row, token);
                     if let (Some(scores), Some(greedy)) = (scores.last_mut(), greedy.last_mut()) {
@@ -196,12 +225,22 @@ impl Request {
     /// Makes the sequence that of the next continuation, if there is one. The prompt's KV stays but for its last token,
     /// whose logits are asked for again. A continuation's own last token need not be fed.
     fn next_continuation(&mut self) -> bool {
-        let Work::Score { continuations, scores, greedy } = &mut self.work else { return false };
-        let Some(next) = continuations.get(scores.len()) else { return false };
+        let Work::Score {
+            continuations,
+            scores,
+            greedy,
+        } = &mut self.work
+        else {
+            return false;
+        };
+        let Some(next) = continuations.get(scores.len()) else {
+            return false;
+        };
         scores.push(Vec::with_capacity(next.len()));
         greedy.push(true);
         self.sequence.truncate(self.prompt_tokens);
-        self.sequence.extend_from_slice(&next[..next.len().saturating_sub(1)]);
+        self.sequence
+            .extend_from_slice(&next[..next.len().saturating_sub(1)]);
         self.fed = self.fed.min(self.prompt_tokens - 1);
         true
     }
@@ -236,7 +275,13 @@ impl Request {
             Work::Generate { .. } => (Vec::new(), Vec::new()),
         };
         let (version, prompt_tokens) = (self.pin.version, self.prompt_tokens);
-        Event::Scored { request: self.id, scores, greedy, version, prompt_tokens }
+        Event::Scored {
+            request: self.id,
+            scores,
+            greedy,
+            version,
+            prompt_tokens,
+        }
     }
 
     /// Whether it is a generation.

@@ -40,7 +40,11 @@ impl Sampler {
     pub(crate) fn new(sampling: Sampling, prompt: &[TokenId]) -> Result<Self, RequestError> {
         check(&sampling)?;
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        let mut sampler = Self { sampling, random, seen: HashSet::new() };
+        let mut sampler = Self {
+            sampling,
+            random,
+            seen: HashSet::new(),
+        };
         for &token in prompt {
             sampler.see(token);
         }
@@ -61,27 +65,40 @@ impl Sampler {
         let top = match normaliser {
             Some(normaliser) => {
                 let best = likeliest(&scores, tops).into_iter();
-                best.map(|id| (token_id(id), logprob(scores[id], normaliser))).collect()
+                best.map(|id| (token_id(id), logprob(scores[id], normaliser)))
+                    .collect()
             }
             None => Vec::new(),
         };
         let untouched = logprobs.then(|| scores.clone());
         self.penalise(&mut scores);
-        let id = if self.sampling.temperature == 0.0 { argmax(&scores) } else { self.random_id(&scores) };
+        let id = if self.sampling.temperature == 0.0 {
+            argmax(&scores)
+        } else {
+            self.random_id(&scores)
+        };
         let token = token_id(id);
         self.see(token);
         let logprob = match (untouched, normaliser) {
             (Some(untouched), Some(normaliser)) => Some(logprob(untouched[id], normaliser)),
             _ => None,
         };
-        Drawn { token, logprob, top }
+        Drawn {
+            token,
+            logprob,
+            top,
+        }
     }
 
     fn penalise(&self, scores: &mut [f32]) {
         let penalty = self.sampling.repetition_penalty;
         for &token in &self.seen {
             if let Some(score) = scores.get_mut(token as usize) {
-                *score = tamed(if *score > 0.0 { *score / penalty } else { *score * penalty });
+                *score = tamed(if *score > 0.0 {
+                    *score / penalty
+                } else {
+                    *score * penalty
+                });
             }
         }
     }
@@ -89,30 +106,53 @@ impl Sampler {
     /// Each filter keeps a beginning of the tokens in order of likelihood, so the shortest of the beginnings is what all
     /// of them keep.
     fn random_id(&mut self, scores: &[f32]) -> usize {
-        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            ..
+        } = self.sampling;
         let best = scores[argmax(scores)];
         // Differences first: a tiny temperature overflows nothing but what is impossible anyway.
-        let weight = |score: f32| ((f64::from(score) - f64::from(best)) / f64::from(temperature)).exp();
+        let weight =
+            |score: f32| ((f64::from(score) - f64::from(best)) / f64::from(temperature)).exp();
         let point = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
         if top_k == 0 && top_p == 1.0 && min_p == 0.0 {
             let weights = scores.iter().map(|&score| weight(score));
             return pick(weights.clone().enumerate(), point * weights.sum::<f64>());
         }
-        let most = if top_k == 0 { scores.len() } else { top_k.min(scores.len()) };
+        let most = if top_k == 0 {
+            scores.len()
+        } else {
+            top_k.min(scores.len())
+        };
         let sum_of_all: f64 = scores.iter().map(|&score| weight(score)).sum();
         // Few tokens hold nearly all of the probability: order more of them only while they do not reach top_p.
         let mut ordered = 256.min(most);
         loop {
             let order = likeliest(scores, ordered);
             let weights: Vec<f64> = order.iter().map(|&id| weight(scores[id])).collect();
-            let total = if most == scores.len() { sum_of_all } else { weights.iter().sum() };
+            let total = if most == scores.len() {
+                sum_of_all
+            } else {
+                weights.iter().sum()
+            };
             let whole = ordered == most;
-            let by_top_p = if top_p == 1.0 { whole.then_some(ordered) } else { reach(&weights, f64::from(top_p) * total) };
+            let by_top_p = if top_p == 1.0 {
+                whole.then_some(ordered)
+            } else {
+                reach(&weights, f64::from(top_p) * total)
+            };
             // The likeliest weighs 1.
             let by_min_p = weights.iter().position(|&weight| weight < f64::from(min_p));
-            let known = whole || (most == scores.len() && (by_top_p.is_some() || by_min_p.is_some()));
+            let known =
+                whole || (most == scores.len() && (by_top_p.is_some() || by_min_p.is_some()));
             if known {
-                let kept = by_top_p.unwrap_or(ordered).min(by_min_p.unwrap_or(ordered)).max(1);
+                let kept = by_top_p
+                    .unwrap_or(ordered)
+                    .min(by_min_p.unwrap_or(ordered))
+                    .max(1);
                 let mass: f64 = weights[..kept].iter().sum();
                 return pick(order.into_iter().zip(weights).take(kept), point * mass);
             }
@@ -125,32 +165,70 @@ impl Sampler {
 pub(crate) fn score(logits: &[f32], token: TokenId) -> (f32, bool) {
     let scores: Vec<f32> = logits.iter().map(|&logit| tamed(logit)).collect();
     let own = scores.get(token.0 as usize).copied().unwrap_or(f32::MIN);
-    (logprob(own, log_sum_exp(&scores)), argmax(&scores) == token.0 as usize)
+    (
+        logprob(own, log_sum_exp(&scores)),
+        argmax(&scores) == token.0 as usize,
+    )
 }
 
 fn check(sampling: &Sampling) -> Result<(), RequestError> {
-    let Sampling { temperature, top_p, min_p, repetition_penalty, top_logprobs, .. } = *sampling;
+    let Sampling {
+        temperature,
+        top_p,
+        min_p,
+        repetition_penalty,
+        top_logprobs,
+        ..
+    } = *sampling;
     let fields = [
-        ("temperature", temperature, temperature.is_finite() && temperature >= 0.0, "finite and at least 0"),
-        ("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1"),
-        ("min_p", min_p, (0.0..1.0).contains(&min_p), "at least 0 and below 1"),
+        (
+            "temperature",
+            temperature,
+            temperature.is_finite() && temperature >= 0.0,
+            "finite and at least 0",
+        ),
+        (
+            "top_p",
+            top_p,
+            top_p > 0.0 && top_p <= 1.0,
+            "above 0 and at most 1",
+        ),
+        (
+            "min_p",
+            min_p,
+            (0.0..1.0).contains(&min_p),
+            "at least 0 and below 1",
+        ),
         (
             "repetition_penalty",
             repetition_penalty,
             repetition_penalty.is_finite() && repetition_penalty > 0.0,
             "finite and above 0",
         ),
-        ("top_logprobs", top_logprobs as f32, top_logprobs <= MAX_TOP_LOGPROBS, "at most 64"),
+        (
+            "top_logprobs",
+            top_logprobs as f32,
+            top_logprobs <= MAX_TOP_LOGPROBS,
+            "at most 64",
+        ),
     ];
     match fields.into_iter().find(|&(_, _, fits, _)| !fits) {
-        Some((field, value, _, range)) => Err(RequestError::Sampling { field, value, range }),
+        Some((field, value, _, range)) => Err(RequestError::Sampling {
+            field,
+            value,
+            range,
+        }),
         None => Ok(()),
     }
 }
 
 /// A finite number in its place: what is no number is the least.
 fn tamed(logit: f32) -> f32 {
-    if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) }
+    if logit.is_nan() {
+        f32::MIN
+    } else {
+        logit.clamp(f32::MIN, f32::MAX)
+    }
 }
 
 /// The largest, the first among equals.
@@ -165,7 +243,12 @@ fn likeliest(scores: &[f32], count: usize) -> Vec<usize> {
     if count == 0 {
         return Vec::new();
     }
-    let order = |a: &usize, b: &usize| scores[*b].partial_cmp(&scores[*a]).unwrap_or(Ordering::Equal).then(a.cmp(b));
+    let order = |a: &usize, b: &usize| {
+        scores[*b]
+            .partial_cmp(&scores[*a])
+            .unwrap_or(Ordering::Equal)
+            .then(a.cmp(b))
+    };
     let mut ids: Vec<usize> = (0..scores.len()).collect();
     ids.select_nth_unstable_by(count - 1, order);
     ids.truncate(count);
@@ -176,10 +259,13 @@ fn likeliest(scores: &[f32], count: usize) -> Vec<usize> {
 /// How many of the weights it takes to reach a sum; none if all of them do not.
 fn reach(weights: &[f64], sum: f64) -> Option<usize> {
     let mut reached = 0.0;
-    weights.iter().position(|weight| {
-        reached += weight;
-        reached >= sum
-    }).map(|index| index + 1)
+    weights
+        .iter()
+        .position(|weight| {
+            reached += weight;
+            reached >= sum
+        })
+        .map(|index| index + 1)
 }
 
 /// The entry in whose stretch the point lies; the last one with a stretch if rounding left the point behind all.
@@ -200,7 +286,11 @@ fn pick(weighted: impl Iterator<Item = (usize, f64)>, point: f64) -> usize {
 
 fn log_sum_exp(scores: &[f32]) -> f64 {
     let best = f64::from(scores[argmax(scores)]);
-    best + scores.iter().map(|&score| (f64::from(score) - best).exp()).sum::<f64>().ln()
+    best + scores
+        .iter()
+        .map(|&score| (f64::from(score) - best).exp())
+        .sum::<f64>()
+        .ln()
 }
 
 fn logprob(score: f32, normaliser: f64) -> f32 {

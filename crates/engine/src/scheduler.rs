@@ -27,7 +27,9 @@ pub(crate) struct Plan {
 /// each could run now, first come first. `budget` exceeds `decode` by 2 or more.
 pub(crate) fn plan(budget: usize, decode: usize, prefill: &[usize], context: &[usize]) -> Plan {
     let left = budget.saturating_sub(decode);
-    let asked = context.iter().fold(0usize, |sum, &tokens| sum.saturating_add(tokens));
+    let asked = context
+        .iter()
+        .fold(0usize, |sum, &tokens| sum.saturating_add(tokens));
     let owed = (left / 4).max(1).min(asked).min(left);
     let (prefill, spared) = share(left - owed, prefill);
     let (context, _) = share(spared + owed, context);

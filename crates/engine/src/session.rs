@@ -66,10 +66,15 @@ struct Barrier {
 
 #[derive(Debug)]
 enum Asks {
-    Publish { seq: Seq, provisional: Vec<TokenId> },
+    Publish {
+        seq: Seq,
+        provisional: Vec<TokenId>,
+    },
     /// What was read before is being read again without a document; versions do not appear until this one. A fork owes
     /// nobody the name.
-    Reread { forgotten: Option<DocumentId> },
+    Reread {
+        forgotten: Option<DocumentId>,
+    },
 }
 
 /// A provisional end of the open document.
@@ -129,7 +134,11 @@ impl Session {
         bounds: Bounds,
         generator: &Generator,
     ) -> Result<Self, generator::Error> {
-        let window = if strategy == Strategy::Concat { bounds.window_limit } else { window };
+        let window = if strategy == Strategy::Concat {
+            bounds.window_limit
+        } else {
+            window
+        };
         let newest = Published {
             version: Version(0),
             seq: Seq(0),
@@ -166,24 +175,37 @@ impl Session {
     /// that are owed are not copied, nor is KV: it is rebuilt when it is needed.
     pub(crate) fn fork(&self, id: SessionId) -> Result<Self, generator::Error> {
         let reading = match &self.reading {
-            Some(reading) => Some(Reading { cached: 0, ..reading.try_clone()? }),
+            Some(reading) => Some(Reading {
+                cached: 0,
+                ..reading.try_clone()?
+            }),
             None => None,
         };
-        let rereads = self.barriers.iter().filter(|barrier| matches!(barrier.asks, Asks::Reread { .. }));
+        let rereads = self
+            .barriers
+            .iter()
+            .filter(|barrier| matches!(barrier.asks, Asks::Reread { .. }));
         Ok(Self {
             id,
             strategy: self.strategy,
             window: self.window,
             bounds: self.bounds,
             hash: self.hash.clone(),
-            documents: self.documents.iter().map(Document::try_clone).collect::<Result<_, _>>()?,
+            documents: self
+                .documents
+                .iter()
+                .map(Document::try_clone)
+                .collect::<Result<_, _>>()?,
             current: self.current,
             next_number: self.next_number,
             folded: self.folded.try_clone()?,
             reading,
             tail: None,
             barriers: rereads
-                .map(|barrier| Barrier { place: barrier.place, asks: Asks::Reread { forgotten: None } })
+                .map(|barrier| Barrier {
+                    place: barrier.place,
+                    asks: Asks::Reread { forgotten: None },
+                })
                 .collect(),
             marks: self.marks.clone(),
             read: self.read,
@@ -208,7 +230,12 @@ impl Session {
 
     /// Tokens that wait to be encoded for the first time.
     pub(crate) fn waiting_tokens(&self) -> usize {
-        self.documents.get(self.current..).unwrap_or_default().iter().map(Document::waiting).sum()
+        self.documents
+            .get(self.current..)
+            .unwrap_or_default()
+            .iter()
+            .map(Document::waiting)
+            .sum()
     }
 
     /// Bytes that its states may come to take, `more` documents added.
@@ -224,9 +251,20 @@ impl Session {
 
     /// Bytes of the sums that it has now.
     fn state_bytes(&self) -> usize {
-        let reading = self.reading.as_ref().map_or(0, |reading| reading.state.bytes() + reading.sums.bytes());
-        let documents = self.documents.iter().filter_map(|document| document.state.as_ref()).map(State::bytes);
-        let folded = if self.folded.is_empty() { 0 } else { self.folded.bytes() };
+        let reading = self
+            .reading
+            .as_ref()
+            .map_or(0, |reading| reading.state.bytes() + reading.sums.bytes());
+        let documents = self
+            .documents
+            .iter()
+            .filter_map(|document| document.state.as_ref())
+            .map(State::bytes);
+        let folded = if self.folded.is_empty() {
+            0
+        } else {
+            self.folded.bytes()
+        };
         folded + reading + documents.sum::<usize>()
     }
 
@@ -255,10 +293,13 @@ impl Session {
                 return Err(SessionError::TooManyDocuments { limit });
             }
             begins()?;
-            self.documents.push(Document::new(document, self.next_number));
+            self.documents
+                .push(Document::new(document, self.next_number));
             self.next_number += 1;
         }
-        let Some(open) = self.documents.last_mut() else { return Ok(()) };
+        let Some(open) = self.documents.last_mut() else {
+            return Ok(());
+        };
         open.tokens.extend_from_slice(tokens);
         open.complete = end_of_document;
         let place = open.end();
@@ -271,28 +312,52 @@ impl Session {
     }
 
     /// Asks for a version of all that has come and `provisional` behind it.
-    pub(crate) fn publish(&mut self, seq: Seq, provisional: Vec<TokenId>) -> Result<(), SessionError> {
+    pub(crate) fn publish(
+        &mut self,
+        seq: Seq,
+        provisional: Vec<TokenId>,
+    ) -> Result<(), SessionError> {
         self.usable()?;
         self.check_tokens(&provisional)?;
         if !provisional.is_empty() {
-            let Some(open) = self.open_document() else { return Err(SessionError::NoOpenDocument) };
+            let Some(open) = self.open_document() else {
+                return Err(SessionError::NoOpenDocument);
+            };
             self.check_lengths(open.tokens.len(), provisional.len())?;
         }
         let place = self.log_end();
         // The one at the front may be under way; of those behind it one is enough.
-        let owed = self.barriers.iter().rev().take_while(|barrier| matches!(barrier.asks, Asks::Publish { .. })).count();
+        let owed = self
+            .barriers
+            .iter()
+            .rev()
+            .take_while(|barrier| matches!(barrier.asks, Asks::Publish { .. }))
+            .count();
         let mut least = seq;
         if owed >= 2
-            && let Some(Barrier { asks: Asks::Publish { seq: earlier, .. }, .. }) = self.barriers.pop_back()
+            && let Some(Barrier {
+                asks: Asks::Publish { seq: earlier, .. },
+                ..
+            }) = self.barriers.pop_back()
         {
             least = seq.max(earlier);
         }
-        self.barriers.push_back(Barrier { place, asks: Asks::Publish { seq: least, provisional } });
+        self.barriers.push_back(Barrier {
+            place,
+            asks: Asks::Publish {
+                seq: least,
+                provisional,
+            },
+        });
         Ok(())
     }
 
     /// Forgets a document, as if it had never come.
-    pub(crate) fn forget(&mut self, document: DocumentId, cx: &mut Context<'_>) -> Result<(), SessionError> {
+    pub(crate) fn forget(
+        &mut self,
+        document: DocumentId,
+        cx: &mut Context<'_>,
+    ) -> Result<(), SessionError> {
         self.usable()?;
         let Some(index) = self.documents.iter().position(|known| known.id == document) else {
             return Err(SessionError::UnknownDocument { document });
@@ -301,7 +366,10 @@ impl Session {
         let target = rereading.unwrap_or_else(|| self.read_place());
         let removed = self.documents.remove(index);
         if removed.waiting() > 0 {
-            cx.events.push(Event::Encoded { session: self.id, tokens: removed.waiting() });
+            cx.events.push(Event::Encoded {
+                session: self.id,
+                tokens: removed.waiting(),
+            });
         }
         let begun = index <= self.current;
         let again = match rereading {
@@ -315,7 +383,15 @@ impl Session {
         }
         let done = if again {
             let at = self.rereads();
-            self.barriers.insert(at, Barrier { place: target, asks: Asks::Reread { forgotten: Some(document) } });
+            self.barriers.insert(
+                at,
+                Barrier {
+                    place: target,
+                    asks: Asks::Reread {
+                        forgotten: Some(document),
+                    },
+                },
+            );
             self.leave(index, cx)
         } else {
             let left = self.leave(index, cx);
@@ -357,7 +433,11 @@ impl Session {
     /// Gives everything back that it holds of the cache.
     pub(crate) fn evict(&mut self, allocator: &mut BlockAllocator) {
         allocator.release(&mut self.blocks);
-        for reading in self.reading.iter_mut().chain(self.tail.as_mut().map(|tail| &mut tail.reading)) {
+        for reading in self
+            .reading
+            .iter_mut()
+            .chain(self.tail.as_mut().map(|tail| &mut tail.reading))
+        {
             reading.cached = 0;
         }
     }
@@ -374,18 +454,32 @@ impl Session {
             return None;
         }
         let (reading, from, end) = match &self.tail {
-            Some(Tail { reading, tokens, from }) => (Some(reading), *from, from + tokens.len()),
+            Some(Tail {
+                reading,
+                tokens,
+                from,
+            }) => (Some(reading), *from, from + tokens.len()),
             None => {
                 let document = self.documents.get(self.current)?;
                 let stop = self.barriers.front().map(|barrier| barrier.place);
-                let stop = stop.filter(|stop| stop.document == document.number).map(|stop| stop.token);
+                let stop = stop
+                    .filter(|stop| stop.document == document.number)
+                    .map(|stop| stop.token);
                 let end = document.tokens.len();
-                (self.reading.as_ref(), end, stop.map_or(end, |stop| stop.min(end)))
+                (
+                    self.reading.as_ref(),
+                    end,
+                    stop.map_or(end, |stop| stop.min(end)),
+                )
             }
         };
-        let (start, len, cached) = reading.map_or((0, 0, 0), |reading| (reading.start, reading.len, reading.cached));
+        let (start, len, cached) = reading.map_or((0, 0, 0), |reading| {
+            (reading.start, reading.len, reading.cached)
+        });
         let position = start + len;
-        let unread = end.saturating_sub(position).min(self.window.saturating_sub(len));
+        let unread = end
+            .saturating_sub(position)
+            .min(self.window.saturating_sub(len));
         if unread == 0 {
             return None;
         }
@@ -394,7 +488,11 @@ impl Session {
         }
         // A row's tokens lie together: those of the document, or the provisional ones.
         let index = start + cached;
-        let end = if index < from { position.min(from) } else { position };
+        let end = if index < from {
+            position.min(from)
+        } else {
+            position
+        };
         Some((index, end - index))
     }
 
@@ -418,7 +516,11 @@ impl Session {
 
     /// Tokens of the window under way whose KV is there.
     fn cached(&self) -> usize {
-        let reading = self.tail.as_ref().map(|tail| &tail.reading).or(self.reading.as_ref());
+        let reading = self
+            .tail
+            .as_ref()
+            .map(|tail| &tail.reading)
+            .or(self.reading.as_ref());
         reading.map_or(0, |reading| reading.cached)
     }
 
@@ -426,7 +528,11 @@ impl Session {
         if self.tail.is_none() && self.reading.is_none() {
             self.reading = Some(Reading::new(generator)?);
         }
-        let reading = self.tail.as_ref().map(|tail| &tail.reading).or(self.reading.as_ref());
+        let reading = self
+            .tail
+            .as_ref()
+            .map(|tail| &tail.reading)
+            .or(self.reading.as_ref());
         if reading.is_some_and(|reading| reading.ready) {
             return Ok(());
         }
@@ -437,7 +543,12 @@ impl Session {
                 None => self.newest.core.clone(),
             },
         };
-        if let Some(reading) = self.tail.as_mut().map(|tail| &mut tail.reading).or(self.reading.as_mut()) {
+        if let Some(reading) = self
+            .tail
+            .as_mut()
+            .map(|tail| &mut tail.reading)
+            .or(self.reading.as_mut())
+        {
             (reading.core, reading.ready) = (core, true);
         }
         Ok(())
@@ -449,7 +560,11 @@ impl Session {
         let count = tokens.min(most);
         let document = self.documents.get(self.current)?;
         let (reading, tokens) = match &mut self.tail {
-            Some(Tail { reading, tokens, from }) => match index.checked_sub(*from) {
+            Some(Tail {
+                reading,
+                tokens,
+                from,
+            }) => match index.checked_sub(*from) {
                 Some(index) => (reading, tokens.get(index..)?),
                 None => (reading, document.tokens.get(index..)?),
             },
@@ -472,11 +587,19 @@ impl Session {
     /// Takes note that the row of so many tokens has run.
     pub(crate) fn ran(&mut self, tokens: usize, step: u64, events: &mut Vec<Event>) {
         self.last_step = step;
-        let Some((index, most)) = self.next() else { return };
+        let Some((index, most)) = self.next() else {
+            return;
+        };
         let count = tokens.min(most);
-        let Some(document) = self.documents.get_mut(self.current) else { return };
+        let Some(document) = self.documents.get_mut(self.current) else {
+            return;
+        };
         let (reading, source) = match &mut self.tail {
-            Some(Tail { reading, tokens, from }) => match index.checked_sub(*from) {
+            Some(Tail {
+                reading,
+                tokens,
+                from,
+            }) => match index.checked_sub(*from) {
                 Some(index) => (reading, tokens.get(index..)),
                 None => (reading, document.tokens.get(index..)),
             },
@@ -489,13 +612,20 @@ impl Session {
             reading.cached += count;
             return;
         }
-        reading.passed(source.and_then(|source| source.get(..count)).unwrap_or_default());
+        reading.passed(
+            source
+                .and_then(|source| source.get(..count))
+                .unwrap_or_default(),
+        );
         if self.tail.is_none() {
             let position = self.reading.as_ref().map_or(0, Reading::position);
             let tokens = position.saturating_sub(document.reported);
             if tokens > 0 {
                 document.reported = position;
-                events.push(Event::Encoded { session: self.id, tokens });
+                events.push(Event::Encoded {
+                    session: self.id,
+                    tokens,
+                });
             }
         }
     }
@@ -517,7 +647,11 @@ impl Session {
                 }
             } else if self.close(cx)? {
                 self.due = true;
-            } else if self.barriers.front().is_some_and(|barrier| self.read_place() >= barrier.place) {
+            } else if self
+                .barriers
+                .front()
+                .is_some_and(|barrier| self.read_place() >= barrier.place)
+            {
                 self.meet_barrier(cx)?;
             } else {
                 if self.due && self.rereading().is_none() {
@@ -531,7 +665,9 @@ impl Session {
 
     /// Closes the window or the document that is read to its end. Says whether there was one.
     fn close(&mut self, cx: &mut Context<'_>) -> Result<bool, generator::Error> {
-        let Some(document) = self.documents.get_mut(self.current) else { return Ok(false) };
+        let Some(document) = self.documents.get_mut(self.current) else {
+            return Ok(false);
+        };
         let position = self.reading.as_ref().map_or(0, Reading::position);
         let ended = document.complete && position == document.tokens.len();
         if let Some(reading) = &mut self.reading
@@ -559,7 +695,9 @@ impl Session {
     /// Answers the barrier at the front, or begins the provisional end that it asks for.
     fn meet_barrier(&mut self, cx: &mut Context<'_>) -> Result<(), generator::Error> {
         let here = self.read_place();
-        let Some(barrier) = self.barriers.front_mut() else { return Ok(()) };
+        let Some(barrier) = self.barriers.front_mut() else {
+            return Ok(());
+        };
         if let Asks::Publish { provisional, .. } = &mut barrier.asks {
             // If the document was forgotten or has ended without them, they are no more.
             let here = barrier.place == here && here.document != self.next_number;
@@ -569,11 +707,17 @@ impl Session {
                     Some(reading) => reading.try_clone()?,
                     None => Reading::new(cx.generator)?,
                 };
-                self.tail = Some(Tail { from: reading.position(), reading, tokens });
+                self.tail = Some(Tail {
+                    from: reading.position(),
+                    reading,
+                    tokens,
+                });
                 return Ok(());
             }
         }
-        let Some(Barrier { asks, .. }) = self.barriers.pop_front() else { return Ok(()) };
+        let Some(Barrier { asks, .. }) = self.barriers.pop_front() else {
+            return Ok(());
+        };
         match asks {
             Asks::Publish { seq, .. } => {
                 self.renew_with_reading(cx.generator, seq)?;
@@ -593,7 +737,9 @@ impl Session {
     /// Closes the provisional window that is full, or publishes the provisional end that is read. Says whether there was
     /// something to do.
     fn settle_tail(&mut self, cx: &mut Context<'_>) -> Result<bool, generator::Error> {
-        let Some(tail) = &mut self.tail else { return Ok(false) };
+        let Some(tail) = &mut self.tail else {
+            return Ok(false);
+        };
         if tail.reading.position() < tail.from + tail.tokens.len() {
             if tail.reading.len < self.window {
                 return Ok(false);
@@ -605,9 +751,14 @@ impl Session {
             }
             return Ok(true);
         }
-        let Some(Tail { reading, .. }) = self.tail.take() else { return Ok(false) };
+        let Some(Tail { reading, .. }) = self.tail.take() else {
+            return Ok(false);
+        };
         let seq = match self.barriers.pop_front() {
-            Some(Barrier { asks: Asks::Publish { seq, .. }, .. }) => seq,
+            Some(Barrier {
+                asks: Asks::Publish { seq, .. },
+                ..
+            }) => seq,
             _ => Seq(0),
         };
         let fold = self.fold(Some(&reading), cx.generator)?;
@@ -617,9 +768,17 @@ impl Session {
     }
 
     /// The fold of all that was read, as if the log ended behind `reading`; none if the newest version is that already.
-    fn fold(&self, reading: Option<&Reading>, generator: &Generator) -> Result<Option<Fold>, generator::Error> {
+    fn fold(
+        &self,
+        reading: Option<&Reading>,
+        generator: &Generator,
+    ) -> Result<Option<Fold>, generator::Error> {
         let mut hash = self.hash.clone();
-        let documents = self.documents.iter().take(self.current).map(|document| &document.hash);
+        let documents = self
+            .documents
+            .iter()
+            .take(self.current)
+            .map(|document| &document.hash);
         let mut tokens = 0;
         for document in documents.chain(reading.map(|reading| &reading.hash)) {
             hash.push(document);
@@ -636,11 +795,23 @@ impl Session {
                 total.add(&state, 1.0)?;
             }
         }
-        let core = if total.is_empty() { None } else { Some(generator.read_out(&total)?) };
-        Ok(Some(Fold { digest, tokens, core }))
+        let core = if total.is_empty() {
+            None
+        } else {
+            Some(generator.read_out(&total)?)
+        };
+        Ok(Some(Fold {
+            digest,
+            tokens,
+            core,
+        }))
     }
 
-    fn renew_with_reading(&mut self, generator: &Generator, seq: Seq) -> Result<(), generator::Error> {
+    fn renew_with_reading(
+        &mut self,
+        generator: &Generator,
+        seq: Seq,
+    ) -> Result<(), generator::Error> {
         let fold = self.fold(self.reading.as_ref(), generator)?;
         self.renew(fold, seq);
         Ok(())
@@ -656,9 +827,20 @@ impl Session {
             self.marks.pop_front();
         }
         self.due = false;
-        if let Some(Fold { digest, tokens, core }) = fold {
+        if let Some(Fold {
+            digest,
+            tokens,
+            core,
+        }) = fold
+        {
             let version = Version(self.newest.version.0 + 1);
-            self.newest = Published { version, seq: self.newest.seq, digest, core, tokens };
+            self.newest = Published {
+                version,
+                seq: self.newest.seq,
+                digest,
+                core,
+                tokens,
+            };
         }
         self.newest.seq = self.newest.seq.max(self.read).max(seq);
     }
@@ -666,8 +848,13 @@ impl Session {
     fn drop_reading(&mut self, allocator: &mut BlockAllocator) {
         (self.reading, self.turn, self.yielded) = (None, None, false);
         if let Some(Tail { tokens, .. }) = self.tail.take()
-            && let Some(Barrier { asks: Asks::Publish { provisional, .. }, .. }) =
-                self.barriers.iter_mut().find(|barrier| matches!(barrier.asks, Asks::Publish { .. }))
+            && let Some(Barrier {
+                asks: Asks::Publish { provisional, .. },
+                ..
+            }) = self
+                .barriers
+                .iter_mut()
+                .find(|barrier| matches!(barrier.asks, Asks::Publish { .. }))
         {
             // Begun again when the barrier is met again.
             *provisional = tokens;
@@ -680,33 +867,50 @@ impl Session {
         self.drop_reading(cx.allocator);
         let tokens = self.waiting_tokens();
         if tokens > 0 {
-            cx.events.push(Event::Encoded { session: self.id, tokens });
+            cx.events.push(Event::Encoded {
+                session: self.id,
+                tokens,
+            });
         }
         for document in &mut self.documents {
             document.reported = document.tokens.len();
         }
-        let (session, error) = (self.id, SessionError::ReadOut { reason: reason.to_owned() });
+        let (session, error) = (
+            self.id,
+            SessionError::ReadOut {
+                reason: reason.to_owned(),
+            },
+        );
         let mut rejected: Vec<Rejected> = self
             .barriers
             .drain(..)
             .filter_map(|barrier| match barrier.asks {
                 Asks::Publish { seq, .. } => Some(Rejected::Publish { seq }),
-                Asks::Reread { forgotten } => forgotten.map(|document| Rejected::Forget { document }),
+                Asks::Reread { forgotten } => {
+                    forgotten.map(|document| Rejected::Forget { document })
+                }
             })
             .collect();
         if rejected.is_empty() {
-            rejected.push(Rejected::Publish { seq: self.marks.back().map_or(self.read, |&(_, seq)| seq) });
+            rejected.push(Rejected::Publish {
+                seq: self.marks.back().map_or(self.read, |&(_, seq)| seq),
+            });
         }
-        cx.events.extend(
-            rejected.into_iter().map(|rejected| Event::SessionFailed { session, rejected, error: error.clone() }),
-        );
+        cx.events
+            .extend(rejected.into_iter().map(|rejected| Event::SessionFailed {
+                session,
+                rejected,
+                error: error.clone(),
+            }));
         self.marks.clear();
         self.failed = Some(reason.to_owned());
     }
 
     fn usable(&self) -> Result<(), SessionError> {
         match &self.failed {
-            Some(reason) => Err(SessionError::ReadOut { reason: reason.clone() }),
+            Some(reason) => Err(SessionError::ReadOut {
+                reason: reason.clone(),
+            }),
             None => Ok(()),
         }
     }
@@ -725,7 +929,11 @@ impl Session {
         if self.strategy == Strategy::Concat && tokens > limit {
             return Err(SessionError::DocumentTooLong { tokens, limit });
         }
-        let all: usize = self.documents.iter().map(|document| document.tokens.len()).sum();
+        let all: usize = self
+            .documents
+            .iter()
+            .map(|document| document.tokens.len())
+            .sum();
         let (tokens, limit) = (all.saturating_add(more), self.bounds.max_session_tokens);
         if tokens > limit {
             return Err(SessionError::TooManyTokens { tokens, limit });
@@ -741,28 +949,42 @@ impl Session {
     fn log_end(&self) -> Place {
         match self.open_document() {
             Some(open) => open.end(),
-            None => Place { document: self.next_number, token: 0 },
+            None => Place {
+                document: self.next_number,
+                token: 0,
+            },
         }
     }
 
     /// The place behind all that was read.
     fn read_place(&self) -> Place {
         match self.documents.get(self.current) {
-            Some(document) => {
-                Place { document: document.number, token: self.reading.as_ref().map_or(0, Reading::position) }
-            }
-            None => Place { document: self.next_number, token: 0 },
+            Some(document) => Place {
+                document: document.number,
+                token: self.reading.as_ref().map_or(0, Reading::position),
+            },
+            None => Place {
+                document: self.next_number,
+                token: 0,
+            },
         }
     }
 
     /// While a sequential session reads again: the place up to which it had been read before.
     fn rereading(&self) -> Option<Place> {
-        self.barriers.iter().take(self.rereads()).map(|barrier| barrier.place).max()
+        self.barriers
+            .iter()
+            .take(self.rereads())
+            .map(|barrier| barrier.place)
+            .max()
     }
 
     /// How many barriers wait for a second reading; they stand before all others.
     fn rereads(&self) -> usize {
-        self.barriers.iter().take_while(|barrier| matches!(barrier.asks, Asks::Reread { .. })).count()
+        self.barriers
+            .iter()
+            .take_while(|barrier| matches!(barrier.asks, Asks::Reread { .. }))
+            .count()
     }
 
     fn core_bytes(&self) -> usize {
@@ -771,21 +993,62 @@ impl Session {
 
     /// That it is open, with what its newest version holds.
     pub(crate) fn opened(&self) -> Event {
-        let Published { version, seq, digest, tokens, .. } = self.newest;
+        let Published {
+            version,
+            seq,
+            digest,
+            tokens,
+            ..
+        } = self.newest;
         let (state_bytes, core_bytes) = (self.state_bytes(), self.core_bytes());
-        Event::Opened { session: self.id, seq, version, digest, tokens, state_bytes, core_bytes }
+        Event::Opened {
+            session: self.id,
+            seq,
+            version,
+            digest,
+            tokens,
+            state_bytes,
+            core_bytes,
+        }
     }
 
     fn applied(&self) -> Event {
-        let Published { version, seq, digest, tokens, .. } = self.newest;
+        let Published {
+            version,
+            seq,
+            digest,
+            tokens,
+            ..
+        } = self.newest;
         let (state_bytes, core_bytes) = (self.state_bytes(), self.core_bytes());
-        Event::Applied { session: self.id, seq, version, digest, tokens, state_bytes, core_bytes }
+        Event::Applied {
+            session: self.id,
+            seq,
+            version,
+            digest,
+            tokens,
+            state_bytes,
+            core_bytes,
+        }
     }
 
     fn forgotten(&self, document: DocumentId) -> Event {
-        let Published { version, digest, tokens, .. } = self.newest;
+        let Published {
+            version,
+            digest,
+            tokens,
+            ..
+        } = self.newest;
         let (state_bytes, core_bytes) = (self.state_bytes(), self.core_bytes());
-        Event::Forgotten { session: self.id, document, version, digest, tokens, state_bytes, core_bytes }
+        Event::Forgotten {
+            session: self.id,
+            document,
+            version,
+            digest,
+            tokens,
+            state_bytes,
+            core_bytes,
+        }
     }
 }
 

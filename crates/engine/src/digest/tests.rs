@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 
 use generator::Strategy;
-use proptest::{collection::vec, prelude::*, strategy::Strategy as _};
+use proptest::{collection::vec, prelude::*};
 
 use super::*;
 
@@ -43,7 +43,9 @@ fn a_document_without_a_token_is_no_part_of_it() {
 
 #[test]
 fn base_generator_strategy_and_window_are_part_of_it() {
-    let of = |base, generator, strategy, window| StateHash::new(base, generator, strategy, window).finish();
+    let of = |base, generator, strategy, window| {
+        StateHash::new(base, generator, strategy, window).finish()
+    };
     let digests = HashSet::from([
         of("a", "bc", Strategy::Parallel, 8),
         of("ab", "c", Strategy::Parallel, 8),

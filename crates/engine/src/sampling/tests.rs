@@ -17,7 +17,10 @@ fn allowed(logits: &[f32], sampling: &Sampling) -> Vec<u32> {
     if sampling.top_k > 0 {
         order.truncate(sampling.top_k);
     }
-    let weight = |id: usize| ((f64::from(logits[id]) - f64::from(logits[order[0]])) / f64::from(sampling.temperature)).exp();
+    let weight = |id: usize| {
+        ((f64::from(logits[id]) - f64::from(logits[order[0]])) / f64::from(sampling.temperature))
+            .exp()
+    };
     let weights: Vec<f64> = order.iter().map(|&id| weight(id)).collect();
     let total: f64 = weights.iter().sum();
     let (mut reached, mut kept) = (0.0, 0);
@@ -25,7 +28,9 @@ fn allowed(logits: &[f32], sampling: &Sampling) -> Vec<u32> {
         reached += weights[kept];
         kept += 1;
     }
-    let kept = (0..kept).filter(|&index| weights[index] >= f64::from(sampling.min_p)).map(|index| order[index] as u32);
+    let kept = (0..kept)
+        .filter(|&index| weights[index] >= f64::from(sampling.min_p))
+        .map(|index| order[index] as u32);
     kept.collect()
 }
 
@@ -104,9 +109,23 @@ proptest! {
 fn draws_follow_the_distribution() {
     let logits = [0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()];
     for sampling in [
-        Sampling { temperature: 1.0, seed: 7, ..Sampling::default() },
-        Sampling { temperature: 1.0, seed: 7, top_p: 0.999_999, ..Sampling::default() },
-        Sampling { temperature: 1.0, seed: 7, top_k: 3, ..Sampling::default() },
+        Sampling {
+            temperature: 1.0,
+            seed: 7,
+            ..Sampling::default()
+        },
+        Sampling {
+            temperature: 1.0,
+            seed: 7,
+            top_p: 0.999_999,
+            ..Sampling::default()
+        },
+        Sampling {
+            temperature: 1.0,
+            seed: 7,
+            top_k: 3,
+            ..Sampling::default()
+        },
     ] {
         let mut sampler = sampler(sampling);
         let mut counts = [0u32; 3];
@@ -115,18 +134,26 @@ fn draws_follow_the_distribution() {
         }
         // Six standard deviations of a binomial of 20,000 draws.
         for (count, share) in counts.into_iter().zip([0.5, 0.3, 0.2]) {
-            let deviation = (20_000.0 * share * (1.0 - share)) as f64;
-            assert!((f64::from(count) - 20_000.0 * share).abs() < 6.0 * deviation.sqrt(), "{counts:?}");
+            let deviation = f64::sqrt(20_000.0 * share * (1.0 - share));
+            assert!(
+                (f64::from(count) - 20_000.0 * share).abs() < 6.0 * deviation,
+                "{counts:?}"
+            );
         }
     }
 }
 
 #[test]
 fn a_penalty_holds_back_what_prompt_and_answer_hold() {
-    let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+    let sampling = Sampling {
+        repetition_penalty: 2.0,
+        ..Sampling::default()
+    };
     let mut sampler = Sampler::new(sampling, &[TokenId(0), TokenId(3)]).unwrap();
     // 0 is penalised from 3.0 to 1.5, so 1 comes; then 1 is penalised too, to 1.25, and 0 is ahead.
-    let drawn: Vec<u32> = (0..3).map(|_| sampler.draw(&[3.0, 2.5, 1.0, -1.0]).token.0).collect();
+    let drawn: Vec<u32> = (0..3)
+        .map(|_| sampler.draw(&[3.0, 2.5, 1.0, -1.0]).token.0)
+        .collect();
     assert_eq!(drawn, [1, 0, 0]);
 }
 
@@ -141,14 +168,26 @@ fn values_out_of_range_are_named() {
         }
     };
     assert_eq!(bad(|sampling| sampling.temperature = -0.5), "temperature");
-    assert_eq!(bad(|sampling| sampling.temperature = f32::NAN), "temperature");
-    assert_eq!(bad(|sampling| sampling.temperature = f32::INFINITY), "temperature");
+    assert_eq!(
+        bad(|sampling| sampling.temperature = f32::NAN),
+        "temperature"
+    );
+    assert_eq!(
+        bad(|sampling| sampling.temperature = f32::INFINITY),
+        "temperature"
+    );
     assert_eq!(bad(|sampling| sampling.top_p = 0.0), "top_p");
     assert_eq!(bad(|sampling| sampling.top_p = 1.5), "top_p");
     assert_eq!(bad(|sampling| sampling.top_p = f32::NAN), "top_p");
     assert_eq!(bad(|sampling| sampling.min_p = 1.0), "min_p");
     assert_eq!(bad(|sampling| sampling.min_p = -0.1), "min_p");
-    assert_eq!(bad(|sampling| sampling.repetition_penalty = 0.0), "repetition_penalty");
-    assert_eq!(bad(|sampling| sampling.repetition_penalty = f32::NAN), "repetition_penalty");
+    assert_eq!(
+        bad(|sampling| sampling.repetition_penalty = 0.0),
+        "repetition_penalty"
+    );
+    assert_eq!(
+        bad(|sampling| sampling.repetition_penalty = f32::NAN),
+        "repetition_penalty"
+    );
     assert_eq!(bad(|sampling| sampling.top_logprobs = 65), "top_logprobs");
 }

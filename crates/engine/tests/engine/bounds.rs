@@ -1,6 +1,9 @@
 //! Bounds: each of `Config` at its edge, one below and one beyond.
 
-use engine::{Command, Config, DocumentId, Engine, Error, Event, RequestError, SessionError, SessionId, Strategy};
+use engine::{
+    Command, Config, DocumentId, Engine, Error, Event, RequestError, SessionError, SessionId,
+    Strategy,
+};
 use testkit::Form;
 
 use crate::support::*;
@@ -33,9 +36,18 @@ fn a_configuration_that_cannot_work_is_named() {
     assert_eq!(fault(|config| config.max_commands = 0), "max_commands");
     assert_eq!(fault(|config| config.max_sessions = 0), "max_sessions");
     assert_eq!(fault(|config| config.max_documents = 0), "max_documents");
-    assert_eq!(fault(|config| config.max_session_tokens = 0), "max_session_tokens");
-    assert_eq!(fault(|config| config.max_queued_tokens = 0), "max_queued_tokens");
-    assert_eq!(fault(|config| config.step_tokens = config.max_running + 1), "step_tokens");
+    assert_eq!(
+        fault(|config| config.max_session_tokens = 0),
+        "max_session_tokens"
+    );
+    assert_eq!(
+        fault(|config| config.max_queued_tokens = 0),
+        "max_queued_tokens"
+    );
+    assert_eq!(
+        fault(|config| config.step_tokens = config.max_running + 1),
+        "step_tokens"
+    );
     assert!(Config::default().check().is_ok());
 }
 
@@ -48,7 +60,13 @@ fn max_running_requests_run_and_the_next_waits() {
     rig.step();
     let usage = rig.engine.usage();
     assert_eq!((usage.running, usage.queued), (2, 1));
-    assert_eq!(rig.run().iter().filter(|event| matches!(event, Event::Finished { .. })).count(), 3);
+    assert_eq!(
+        rig.run()
+            .iter()
+            .filter(|event| matches!(event, Event::Finished { .. }))
+            .count(),
+        3
+    );
 }
 
 #[test]
@@ -56,7 +74,10 @@ fn max_queued_requests_wait_and_the_next_comes_back() {
     let mut rig = rig(|config| config.max_queued = 2);
     rig.push(generate(0, None, &ids(&[1]), 20, 0));
     rig.push(generate(1, None, &ids(&[1]), 20, 0));
-    let full = rig.engine.push(generate(2, None, &ids(&[1]), 20, 0)).expect_err("the queue is full");
+    let full = rig
+        .engine
+        .push(generate(2, None, &ids(&[1]), 20, 0))
+        .expect_err("the queue is full");
     assert!(matches!(full.0, Command::Generate { .. }));
     rig.step();
     rig.push(full.0);
@@ -77,9 +98,17 @@ fn max_sessions_are_open_and_the_next_is_refused() {
     let mut rig = rig(|config| config.max_sessions = 2);
     rig.open(1, Strategy::Parallel);
     rig.open(2, Strategy::Parallel);
-    assert_eq!(refused(&mut rig, open(3, Strategy::Parallel)), [SessionError::TooManySessions { limit: 2 }]);
-    assert_eq!(refused(&mut rig, fork(1, 3)), [SessionError::TooManySessions { limit: 2 }]);
-    rig.ask(Command::Close { session: SessionId(1) });
+    assert_eq!(
+        refused(&mut rig, open(3, Strategy::Parallel)),
+        [SessionError::TooManySessions { limit: 2 }]
+    );
+    assert_eq!(
+        refused(&mut rig, fork(1, 3)),
+        [SessionError::TooManySessions { limit: 2 }]
+    );
+    rig.ask(Command::Close {
+        session: SessionId(1),
+    });
     rig.open(3, Strategy::Parallel);
 }
 
@@ -88,9 +117,18 @@ fn max_documents_are_kept_and_the_next_is_refused() {
     let mut rig = rig(|config| config.max_documents = 2);
     rig.open(1, Strategy::Parallel);
     for document in 1..3 {
-        assert_eq!(refused(&mut rig, ingest(1, document, document, &ids(&[1, 2, 3]), true)), []);
+        assert_eq!(
+            refused(
+                &mut rig,
+                ingest(1, document, document, &ids(&[1, 2, 3]), true)
+            ),
+            []
+        );
     }
-    assert_eq!(refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)), [SessionError::TooManyDocuments { limit: 2 }]);
+    assert_eq!(
+        refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)),
+        [SessionError::TooManyDocuments { limit: 2 }]
+    );
     rig.ask(forget(1, 1));
     assert_eq!(refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)), []);
 }
@@ -101,9 +139,18 @@ fn max_session_tokens_are_taken_and_one_more_is_refused() {
     rig.open(1, Strategy::Parallel);
     assert_eq!(refused(&mut rig, ingest(1, 1, 1, &ids(&[1; 9]), false)), []);
     assert_eq!(refused(&mut rig, publish(1, 1, &ids(&[1]))), []);
-    let too_many = SessionError::TooManyTokens { tokens: 11, limit: 10 };
-    assert_eq!(refused(&mut rig, publish(1, 1, &ids(&[1, 1]))), std::slice::from_ref(&too_many));
-    assert_eq!(refused(&mut rig, ingest(1, 2, 1, &ids(&[1, 1]), false)), [too_many]);
+    let too_many = SessionError::TooManyTokens {
+        tokens: 11,
+        limit: 10,
+    };
+    assert_eq!(
+        refused(&mut rig, publish(1, 1, &ids(&[1, 1]))),
+        std::slice::from_ref(&too_many)
+    );
+    assert_eq!(
+        refused(&mut rig, ingest(1, 2, 1, &ids(&[1, 1]), false)),
+        [too_many]
+    );
     assert_eq!(refused(&mut rig, ingest(1, 2, 1, &ids(&[1]), true)), []);
 }
 
@@ -118,21 +165,45 @@ fn max_queued_tokens_wait_and_the_next_chunk_comes_back() {
     rig.push(ingest(1, 3, 1, &ids(&[1; 30]), false));
     assert_eq!(failures(&rig.run()), []);
     let beyond = refused(&mut rig, ingest(1, 4, 1, &ids(&[1; 31]), false));
-    assert_eq!(beyond, [SessionError::TooManyTokens { tokens: 31, limit: 30 }]);
+    assert_eq!(
+        beyond,
+        [SessionError::TooManyTokens {
+            tokens: 31,
+            limit: 30
+        }]
+    );
 }
 
 #[test]
 fn state_budget_bytes_are_kept() {
-    let state_bytes = rig(|_| {}).engine.model().generator.as_ref().expect("there is one").state_bytes;
+    let state_bytes = rig(|_| {})
+        .engine
+        .model()
+        .generator
+        .as_ref()
+        .expect("there is one")
+        .state_bytes;
     let mut rig = rig(|config| config.state_budget_bytes = 6 * state_bytes);
     rig.open(1, Strategy::Parallel);
     // Four states of the session, and one of each document.
     for document in 1..3 {
-        assert_eq!(refused(&mut rig, ingest(1, document, document, &ids(&[1, 2, 3]), true)), []);
+        assert_eq!(
+            refused(
+                &mut rig,
+                ingest(1, document, document, &ids(&[1, 2, 3]), true)
+            ),
+            []
+        );
     }
     assert_eq!(rig.engine.usage().state_bytes, 6 * state_bytes);
-    let over = |states: usize| SessionError::StateBudget { bytes: states * state_bytes, limit: 6 * state_bytes };
-    assert_eq!(refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)), [over(7)]);
+    let over = |states: usize| SessionError::StateBudget {
+        bytes: states * state_bytes,
+        limit: 6 * state_bytes,
+    };
+    assert_eq!(
+        refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)),
+        [over(7)]
+    );
     assert_eq!(refused(&mut rig, fork(1, 2)), [over(12)]);
     rig.ask(forget(1, 1));
     assert_eq!(refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)), []);
@@ -146,7 +217,16 @@ fn a_request_that_the_cache_can_never_hold_is_refused_and_one_that_just_fits_run
     rig.ask(ingest(1, 1, 1, &ids(&[3; 5]), false));
     assert!(rig.engine.usage().free_blocks < 5);
     let events = rig.ask(generate(1, None, &ids(&[1; 10]), 11, 0));
-    assert!(matches!(events[..], [Event::Failed { error: RequestError::CacheLength { tokens: 21, limit: 20 }, .. }]));
+    assert!(matches!(
+        events[..],
+        [Event::Failed {
+            error: RequestError::CacheLength {
+                tokens: 21,
+                limit: 20
+            },
+            ..
+        }]
+    ));
     let events = rig.ask(generate(1, None, &ids(&[1; 10]), 10, 0));
     assert!(matches!(events.last(), Some(Event::Finished { .. })));
     rig.ask(ingest(1, 2, 1, &ids(&[4; 5]), true));
@@ -160,19 +240,44 @@ fn a_request_that_the_cache_can_never_hold_is_refused_and_one_that_just_fits_run
 fn windows_and_concat_documents_are_as_long_as_the_context_and_the_cache_hold() {
     for (kv_blocks, limit) in [(64, CONTEXT), (5, 20)] {
         let mut rig = rig(|config| config.kv_blocks = kv_blocks);
-        let of = |session, window| Command::Open { session: SessionId(session), strategy: Strategy::Parallel, window };
+        let of = |session, window| Command::Open {
+            session: SessionId(session),
+            strategy: Strategy::Parallel,
+            window,
+        };
         // First and last token of a window write nothing: three are the least.
         for window in [0, 2, limit + 1] {
-            assert_eq!(refused(&mut rig, of(1, window)), [SessionError::Window { tokens: window, least: 3, limit }]);
+            assert_eq!(
+                refused(&mut rig, of(1, window)),
+                [SessionError::Window {
+                    tokens: window,
+                    least: 3,
+                    limit
+                }]
+            );
         }
         assert_eq!(refused(&mut rig, of(1, 3)), []);
         assert_eq!(refused(&mut rig, of(2, limit)), []);
         rig.open(3, Strategy::Concat);
-        assert_eq!(refused(&mut rig, ingest(3, 1, 1, &vec![engine::TokenId(1); limit], false)), []);
-        let long = [SessionError::DocumentTooLong { tokens: limit + 1, limit }];
+        assert_eq!(
+            refused(
+                &mut rig,
+                ingest(3, 1, 1, &vec![engine::TokenId(1); limit], false)
+            ),
+            []
+        );
+        let long = [SessionError::DocumentTooLong {
+            tokens: limit + 1,
+            limit,
+        }];
         assert_eq!(refused(&mut rig, publish(3, 1, &ids(&[1]))), long);
         assert_eq!(refused(&mut rig, ingest(3, 2, 1, &ids(&[1]), false)), long);
         assert_eq!(refused(&mut rig, ingest(3, 2, 1, &[], true)), []);
-        assert_eq!(refused(&mut rig, forget(3, 2)), [SessionError::UnknownDocument { document: DocumentId(2) }]);
+        assert_eq!(
+            refused(&mut rig, forget(3, 2)),
+            [SessionError::UnknownDocument {
+                document: DocumentId(2)
+            }]
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! Context: streamed in any chunks = at once; forgotten = never had; a fork is a session of its own.
 
-use engine::{Command, DocumentId, Event, Seq, SessionError, SessionId, Strategy, TokenId, Version};
+use engine::{
+    Command, DocumentId, Event, Seq, SessionError, SessionId, Strategy, TokenId, Version,
+};
 use proptest::{collection::vec, prelude::*, sample::Index, strategy::Strategy as _};
 use testkit::Form;
 
@@ -21,8 +23,20 @@ struct Told {
 
 fn told() -> impl proptest::strategy::Strategy<Value = Told> {
     let publishes = vec((any::<Index>(), tokens(0..20)), 0..3);
-    (tokens(0..28), vec(any::<Index>(), 0..5), publishes, 0usize..4, any::<bool>())
-        .prop_map(|(tokens, cuts, publishes, steps, ends_late)| Told { tokens, cuts, publishes, steps, ends_late })
+    (
+        tokens(0..28),
+        vec(any::<Index>(), 0..5),
+        publishes,
+        0usize..4,
+        any::<bool>(),
+    )
+        .prop_map(|(tokens, cuts, publishes, steps, ends_late)| Told {
+            tokens,
+            cuts,
+            publishes,
+            steps,
+            ends_late,
+        })
 }
 
 /// Tells a session all of it, as it says.
@@ -34,7 +48,11 @@ fn tell(rig: &mut Rig, session: u64, documents: &[Told]) {
             seq += 1;
             let last = index + 1 == chunks.len();
             rig.push(ingest(session, seq, number, chunk, last && !told.ends_late));
-            for (_, provisional) in told.publishes.iter().filter(|(at, _)| !last && at.index(chunks.len()) == index) {
+            for (_, provisional) in told
+                .publishes
+                .iter()
+                .filter(|(at, _)| !last && at.index(chunks.len()) == index)
+            {
                 rig.push(publish(session, seq, provisional));
             }
             for _ in 0..told.steps {
@@ -51,7 +69,11 @@ fn tell(rig: &mut Rig, session: u64, documents: &[Told]) {
     assert_eq!(failures(&events), []);
 }
 
-fn tell_at_once<'a>(rig: &mut Rig, session: u64, documents: impl IntoIterator<Item = &'a [TokenId]>) {
+fn tell_at_once<'a>(
+    rig: &mut Rig,
+    session: u64,
+    documents: impl IntoIterator<Item = &'a [TokenId]>,
+) {
     for (number, tokens) in (1..).zip(documents) {
         rig.push(ingest(session, number, number, tokens, true));
     }
@@ -207,7 +229,9 @@ fn last_version(events: &[Event]) -> Version {
 
 /// `count` tokens that differ.
 fn some(count: usize) -> Vec<TokenId> {
-    (0..count).map(|index| TokenId((index * 7 % VOCAB as usize) as u32)).collect()
+    (0..count)
+        .map(|index| TokenId((index * 7 % VOCAB as usize) as u32))
+        .collect()
 }
 
 #[test]
@@ -216,7 +240,12 @@ fn a_window_that_closes_publishes_and_a_publish_closes_nothing() {
     rig.open(1, Strategy::Parallel);
     let versions = |events: &[Event]| -> Vec<(u64, u64, usize)> {
         let applied = events.iter().filter_map(|event| match event {
-            Event::Applied { seq, version, tokens, .. } => Some((seq.0, version.0, *tokens)),
+            Event::Applied {
+                seq,
+                version,
+                tokens,
+                ..
+            } => Some((seq.0, version.0, *tokens)),
             _ => None,
         });
         applied.collect()
@@ -226,14 +255,26 @@ fn a_window_that_closes_publishes_and_a_publish_closes_nothing() {
     assert_eq!(versions(&rig.ask(publish(1, 1, &[]))), [(1, 1, 5)]);
     // Nothing has come since: the same version again.
     assert_eq!(versions(&rig.ask(publish(1, 1, &[]))), [(1, 1, 5)]);
-    assert_eq!(versions(&rig.ask(ingest(1, 2, 1, &tokens[5..9], false))), [(1, 2, WINDOW)]);
-    assert_eq!(versions(&rig.ask(publish(1, 2, &tokens[9..12]))), [(2, 3, 12)]);
-    assert_eq!(versions(&rig.ask(ingest(1, 3, 1, &tokens[9..12], true))), [(3, 3, 12)]);
+    assert_eq!(
+        versions(&rig.ask(ingest(1, 2, 1, &tokens[5..9], false))),
+        [(1, 2, WINDOW)]
+    );
+    assert_eq!(
+        versions(&rig.ask(publish(1, 2, &tokens[9..12]))),
+        [(2, 3, 12)]
+    );
+    assert_eq!(
+        versions(&rig.ask(ingest(1, 3, 1, &tokens[9..12], true))),
+        [(3, 3, 12)]
+    );
 }
 
 #[test]
 fn a_session_with_an_imprint_answers_otherwise_than_the_bare_model() {
-    for (form, strategy) in [(Form::Associative, Strategy::Parallel), (Form::Published, Strategy::Sequential)] {
+    for (form, strategy) in [
+        (Form::Associative, Strategy::Parallel),
+        (Form::Published, Strategy::Sequential),
+    ] {
         let mut rig = Rig::new(form, config());
         rig.open(1, strategy);
         tell_at_once(&mut rig, 1, [&some(20)[..]]);
@@ -268,30 +309,90 @@ fn what_a_session_cannot_take_is_refused_whole() {
         other => panic!("{other:?}"),
     };
     let token = TokenId(VOCAB);
-    assert_eq!(refused(&mut rig, ingest(1, 3, 3, &some(1), false)), SessionError::DocumentOpen { open: DocumentId(2) });
+    assert_eq!(
+        refused(&mut rig, ingest(1, 3, 3, &some(1), false)),
+        SessionError::DocumentOpen {
+            open: DocumentId(2)
+        }
+    );
     assert_eq!(
         refused(&mut rig, ingest(1, 3, 2, &[TokenId(1), token], true)),
-        SessionError::TokenOutOfRange { token, vocab: VOCAB as usize }
+        SessionError::TokenOutOfRange {
+            token,
+            vocab: VOCAB as usize
+        }
     );
-    assert_eq!(refused(&mut rig, publish(1, 3, &[token])), SessionError::TokenOutOfRange { token, vocab: VOCAB as usize });
-    assert_eq!(refused(&mut rig, forget(1, 7)), SessionError::UnknownDocument { document: DocumentId(7) });
-    assert_eq!(refused(&mut rig, open(1, Strategy::Parallel)), SessionError::SessionExists { session: SessionId(1) });
-    assert_eq!(refused(&mut rig, fork(5, 6)), SessionError::UnknownSession { session: SessionId(5) });
-    assert_eq!(refused(&mut rig, fork(1, 1)), SessionError::SessionExists { session: SessionId(1) });
-    assert_eq!(refused(&mut rig, ingest(5, 1, 1, &some(1), true)), SessionError::UnknownSession { session: SessionId(5) });
-    assert_eq!(refused(&mut rig, publish(5, 1, &[])), SessionError::UnknownSession { session: SessionId(5) });
-    assert_eq!(refused(&mut rig, forget(5, 1)), SessionError::UnknownSession { session: SessionId(5) });
+    assert_eq!(
+        refused(&mut rig, publish(1, 3, &[token])),
+        SessionError::TokenOutOfRange {
+            token,
+            vocab: VOCAB as usize
+        }
+    );
+    assert_eq!(
+        refused(&mut rig, forget(1, 7)),
+        SessionError::UnknownDocument {
+            document: DocumentId(7)
+        }
+    );
+    assert_eq!(
+        refused(&mut rig, open(1, Strategy::Parallel)),
+        SessionError::SessionExists {
+            session: SessionId(1)
+        }
+    );
+    assert_eq!(
+        refused(&mut rig, fork(5, 6)),
+        SessionError::UnknownSession {
+            session: SessionId(5)
+        }
+    );
+    assert_eq!(
+        refused(&mut rig, fork(1, 1)),
+        SessionError::SessionExists {
+            session: SessionId(1)
+        }
+    );
+    assert_eq!(
+        refused(&mut rig, ingest(5, 1, 1, &some(1), true)),
+        SessionError::UnknownSession {
+            session: SessionId(5)
+        }
+    );
+    assert_eq!(
+        refused(&mut rig, publish(5, 1, &[])),
+        SessionError::UnknownSession {
+            session: SessionId(5)
+        }
+    );
+    assert_eq!(
+        refused(&mut rig, forget(5, 1)),
+        SessionError::UnknownSession {
+            session: SessionId(5)
+        }
+    );
     assert_eq!(rig.imprint(1), before);
     rig.ask(ingest(1, 3, 2, &[], true));
-    assert_eq!(refused(&mut rig, ingest(1, 4, 2, &some(1), false)), SessionError::DocumentClosed { document: DocumentId(2) });
-    assert_eq!(refused(&mut rig, publish(1, 3, &some(1))), SessionError::NoOpenDocument);
+    assert_eq!(
+        refused(&mut rig, ingest(1, 4, 2, &some(1), false)),
+        SessionError::DocumentClosed {
+            document: DocumentId(2)
+        }
+    );
+    assert_eq!(
+        refused(&mut rig, publish(1, 3, &some(1))),
+        SessionError::NoOpenDocument
+    );
     assert_eq!(rig.imprint(1), before);
 }
 
 #[test]
 fn a_session_needs_a_generator() {
     let mut rig = Rig::bare(config());
-    assert_eq!(failures(&rig.ask(open(1, Strategy::Parallel))), [SessionError::NoGenerator]);
+    assert_eq!(
+        failures(&rig.ask(open(1, Strategy::Parallel))),
+        [SessionError::NoGenerator]
+    );
     assert!(rig.engine.model().generator.is_none());
     assert_eq!(rig.probe(None).len(), 4);
 }
@@ -304,9 +405,35 @@ fn a_sequential_session_that_reads_again_publishes_once_at_the_end() {
     rig.push(forget(1, 1));
     rig.push(ingest(1, 4, 4, &some(9), true));
     let events = rig.run();
-    let published: Vec<_> = events.iter().filter(|event| !matches!(event, Event::Encoded { .. })).collect();
+    let published: Vec<_> = events
+        .iter()
+        .filter(|event| !matches!(event, Event::Encoded { .. }))
+        .collect();
     assert!(
-        matches!(published[..], [Event::Forgotten { tokens: 30, .. }, Event::Applied { .. }, ..]),
+        matches!(
+            published[..],
+            [
+                Event::Forgotten { tokens: 30, .. },
+                Event::Applied { .. },
+                ..
+            ]
+        ),
         "{published:?}"
     );
+}
+
+#[test]
+fn only_an_open_window_holds_blocks() {
+    let mut rig = Rig::new(Form::Associative, config());
+    rig.open(1, Strategy::Parallel);
+    let held = |rig: &Rig| rig.engine.usage().blocks - rig.engine.usage().free_blocks;
+    rig.ask(ingest(1, 1, 1, &some(5), false));
+    assert_eq!(held(&rig), 2);
+    rig.ask(publish(1, 1, &some(9)));
+    rig.ask(ingest(1, 2, 1, &some(WINDOW - 5), false));
+    assert_eq!(held(&rig), 0);
+    rig.ask(ingest(1, 3, 1, &some(3), false));
+    assert_eq!(held(&rig), 1);
+    rig.ask(ingest(1, 4, 1, &[], true));
+    assert_eq!(held(&rig), 0);
 }

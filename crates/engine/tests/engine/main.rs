@@ -5,6 +5,7 @@
 
 mod bounds;
 mod context;
+mod golden;
 mod mixed;
 mod requests;
 mod support;

@@ -9,13 +9,33 @@ use crate::support::*;
 
 #[derive(Clone, Debug)]
 enum Act {
-    Ingest { session: Index, tokens: Vec<TokenId>, end: bool },
-    Publish { session: Index, provisional: Vec<TokenId> },
-    Forget { session: Index, document: Index },
-    Fork { session: Index },
-    Close { session: Index },
-    Generate { session: Index, prompt: Vec<TokenId>, max_tokens: usize },
-    Cancel { request: Index },
+    Ingest {
+        session: Index,
+        tokens: Vec<TokenId>,
+        end: bool,
+    },
+    Publish {
+        session: Index,
+        provisional: Vec<TokenId>,
+    },
+    Forget {
+        session: Index,
+        document: Index,
+    },
+    Fork {
+        session: Index,
+    },
+    Close {
+        session: Index,
+    },
+    Generate {
+        session: Index,
+        prompt: Vec<TokenId>,
+        max_tokens: usize,
+    },
+    Cancel {
+        request: Index,
+    },
     Steps(usize),
 }
 

@@ -1,6 +1,9 @@
 //! Requests: a row in a batch is the row alone; a version is pinned; what ends gives everything back.
 
-use engine::{Command, Event, Finish, RequestError, RequestId, Sampling, SessionId, Strategy, TokenId, Version};
+use engine::{
+    Command, Event, Finish, RequestError, RequestId, Sampling, SessionId, Strategy, TokenId,
+    Version,
+};
 use proptest::{collection::vec, prelude::*};
 use testkit::Form;
 
@@ -20,7 +23,7 @@ proptest! {
     fn a_request_among_others_is_answered_as_alone(
         form in forms(), config in configs(), contexts in vec(tokens(4..28), 3), prompts in vec(tokens(1..20), 1..7), max_tokens in 1usize..12,
     ) {
-        let session = |index: usize| (index % 4 > 0).then_some(index as u64 % 4);
+        let session = |index: usize| Some(index as u64 % 4).filter(|&session| session > 0);
         let mut together = Rig::new(form, config.clone());
         let mut alone = Rig::new(form, config);
         for rig in [&mut together, &mut alone] {
@@ -67,7 +70,11 @@ proptest! {
 
 #[test]
 fn a_running_answer_keeps_its_version_while_new_ones_appear() {
-    let context = |shift: u32| ids(&(0..20).map(|index| (index * 3 + shift) % VOCAB).collect::<Vec<_>>());
+    let context = |shift: u32| {
+        ids(&(0..20)
+            .map(|index| (index * 3 + shift) % VOCAB)
+            .collect::<Vec<_>>())
+    };
     let prompt = ids(&[1, 2, 3]);
     let mut rig = Rig::new(Form::Associative, config());
     rig.open(1, Strategy::Parallel);
@@ -77,17 +84,29 @@ fn a_running_answer_keeps_its_version_while_new_ones_appear() {
         ref other => panic!("{other:?}"),
     };
     let mut ask = generate(1, Some(1), &prompt, 30, 5);
-    let Command::Generate { eos, .. } = &mut ask else { panic!("it generates") };
+    let Command::Generate { eos, .. } = &mut ask else {
+        panic!("it generates")
+    };
     eos.clear();
     let alone = answer(&rig.ask(ask.clone()), 1);
     rig.push(ask.clone());
     let mut events = rig.step();
     rig.push(ingest(1, 2, 2, &context(1), true));
     events.extend(rig.run());
-    let newest = events.iter().filter_map(|event| match event { Event::Applied { version, .. } => Some(*version), _ => None }).max();
+    let newest = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Applied { version, .. } => Some(*version),
+            _ => None,
+        })
+        .max();
     assert!(newest > Some(version));
-    let applied = events.iter().position(|event| matches!(event, Event::Applied { .. }));
-    let finished = events.iter().position(|event| matches!(event, Event::Finished { version: with, .. } if *with == version));
+    let applied = events
+        .iter()
+        .position(|event| matches!(event, Event::Applied { .. }));
+    let finished = events.iter().position(
+        |event| matches!(event, Event::Finished { version: with, .. } if *with == version),
+    );
     assert!(applied < finished && finished.is_some(), "{events:?}");
     assert_eq!(answer(&events, 1), alone);
     assert_ne!(answer(&rig.ask(ask), 1), alone);
@@ -101,14 +120,31 @@ fn scale_0_and_version_0_are_the_bare_model() {
     let bare = answer(&rig.ask(generate(1, None, &prompt, 9, 3)), 1);
     let empty = rig.ask(generate(2, Some(1), &prompt, 9, 3));
     assert_eq!(answer(&empty, 2), bare);
-    assert!(matches!(empty.last(), Some(Event::Finished { version: Version(0), digest: None, context_tokens: 0, .. })));
+    assert!(matches!(
+        empty.last(),
+        Some(Event::Finished {
+            version: Version(0),
+            digest: None,
+            context_tokens: 0,
+            ..
+        })
+    ));
     rig.ask(ingest(1, 1, 1, &ids(&[9; 12]), true));
     let mut ask = generate(3, Some(1), &prompt, 9, 3);
-    let Command::Generate { adapter_scale, .. } = &mut ask else { panic!("it generates") };
+    let Command::Generate { adapter_scale, .. } = &mut ask else {
+        panic!("it generates")
+    };
     *adapter_scale = 0.0;
     let unscaled = rig.ask(ask);
     assert_eq!(answer(&unscaled, 3), bare);
-    assert!(matches!(unscaled.last(), Some(Event::Finished { version: Version(0), digest: None, .. })));
+    assert!(matches!(
+        unscaled.last(),
+        Some(Event::Finished {
+            version: Version(0),
+            digest: None,
+            ..
+        })
+    ));
 }
 
 #[test]
@@ -120,22 +156,39 @@ fn an_answer_ends_with_its_length_its_end_token_or_the_context() {
         adapter_scale: 1.0,
         prompt: ids(&[4, 5]),
         max_tokens,
-        sampling: Sampling { logprobs: true, ..Sampling::default() },
+        sampling: Sampling {
+            logprobs: true,
+            ..Sampling::default()
+        },
         eos,
     };
     let finish = |events: &[Event]| match events.last() {
-        Some(Event::Finished { reason, completion_tokens, prompt_tokens: 2, .. }) => (*reason, *completion_tokens),
+        Some(Event::Finished {
+            reason,
+            completion_tokens,
+            prompt_tokens: 2,
+            ..
+        }) => (*reason, *completion_tokens),
         other => panic!("{other:?}"),
     };
     let five = rig.ask(ask(5, vec![]));
     assert_eq!(finish(&five), (Finish::Length, 5));
-    let tokens: Vec<TokenId> = answer(&five, 1).into_iter().map(|(token, _)| token).collect();
+    let tokens: Vec<TokenId> = answer(&five, 1)
+        .into_iter()
+        .map(|(token, _)| token)
+        .collect();
     assert_eq!(tokens.len(), 5);
-    let first = tokens.iter().position(|&token| token == tokens[4]).expect("it is there");
+    let first = tokens
+        .iter()
+        .position(|&token| token == tokens[4])
+        .expect("it is there");
     let ended = rig.ask(ask(5, vec![tokens[4]]));
     assert_eq!(finish(&ended), (Finish::Eos, first));
     assert_eq!(answer(&ended, 1).len(), first);
-    assert_eq!(finish(&rig.ask(ask(1000, vec![]))), (Finish::Length, CONTEXT - 2));
+    assert_eq!(
+        finish(&rig.ask(ask(1000, vec![]))),
+        (Finish::Length, CONTEXT - 2)
+    );
     assert_eq!(finish(&rig.ask(ask(0, vec![]))), (Finish::Length, 0));
 }
 
@@ -146,29 +199,56 @@ fn requests_that_cannot_be_answered_are_refused() {
     let one = ids(&[1]);
     let long = ids(&[1; CONTEXT]);
     let token = TokenId(VOCAB);
-    assert_eq!(failed(&rig.ask(generate(1, None, &[], 5, 0))), RequestError::EmptyPrompt);
+    assert_eq!(
+        failed(&rig.ask(generate(1, None, &[], 5, 0))),
+        RequestError::EmptyPrompt
+    );
     assert_eq!(
         failed(&rig.ask(generate(1, None, &long, 5, 0))),
-        RequestError::ContextLength { tokens: CONTEXT + 1, limit: CONTEXT }
+        RequestError::ContextLength {
+            tokens: CONTEXT + 1,
+            limit: CONTEXT
+        }
     );
     assert_eq!(
         failed(&rig.ask(generate(1, None, &[token], 5, 0))),
-        RequestError::TokenOutOfRange { token, vocab: VOCAB as usize }
+        RequestError::TokenOutOfRange {
+            token,
+            vocab: VOCAB as usize
+        }
     );
     assert_eq!(
         failed(&rig.ask(generate(1, Some(9), &one, 5, 0))),
-        RequestError::UnknownSession { session: SessionId(9) }
+        RequestError::UnknownSession {
+            session: SessionId(9)
+        }
     );
     for scale in [f32::NAN, f32::INFINITY] {
         let mut ask = generate(1, None, &one, 5, 0);
-        let Command::Generate { adapter_scale, .. } = &mut ask else { panic!("it generates") };
+        let Command::Generate { adapter_scale, .. } = &mut ask else {
+            panic!("it generates")
+        };
         *adapter_scale = scale;
-        assert!(matches!(failed(&rig.ask(ask)), RequestError::Sampling { field: "adapter_scale", .. }));
+        assert!(matches!(
+            failed(&rig.ask(ask)),
+            RequestError::Sampling {
+                field: "adapter_scale",
+                ..
+            }
+        ));
     }
     let mut ask = generate(1, None, &one, 5, 0);
-    let Command::Generate { sampling, .. } = &mut ask else { panic!("it generates") };
+    let Command::Generate { sampling, .. } = &mut ask else {
+        panic!("it generates")
+    };
     sampling.temperature = -1.0;
-    assert!(matches!(failed(&rig.ask(ask)), RequestError::Sampling { field: "temperature", .. }));
+    assert!(matches!(
+        failed(&rig.ask(ask)),
+        RequestError::Sampling {
+            field: "temperature",
+            ..
+        }
+    ));
 
     let score = |prompt: &[TokenId], continuations: Vec<Vec<TokenId>>| Command::Score {
         request: RequestId(1),
@@ -177,30 +257,71 @@ fn requests_that_cannot_be_answered_are_refused() {
         prompt: prompt.to_vec(),
         continuations,
     };
-    assert_eq!(failed(&rig.ask(score(&[], vec![one.clone()]))), RequestError::EmptyPrompt);
-    assert_eq!(failed(&rig.ask(score(&one, vec![]))), RequestError::NoContinuation);
+    assert_eq!(
+        failed(&rig.ask(score(&[], vec![one.clone()]))),
+        RequestError::EmptyPrompt
+    );
+    assert_eq!(
+        failed(&rig.ask(score(&one, vec![]))),
+        RequestError::NoContinuation
+    );
     assert_eq!(
         failed(&rig.ask(score(&one, vec![one.clone(), vec![]]))),
         RequestError::EmptyContinuation { index: 1 }
     );
     assert_eq!(
         failed(&rig.ask(score(&one, vec![vec![token]]))),
-        RequestError::TokenOutOfRange { token, vocab: VOCAB as usize }
+        RequestError::TokenOutOfRange {
+            token,
+            vocab: VOCAB as usize
+        }
     );
     assert_eq!(
         failed(&rig.ask(score(&one, vec![long.clone()]))),
-        RequestError::ContextLength { tokens: CONTEXT + 1, limit: CONTEXT }
+        RequestError::ContextLength {
+            tokens: CONTEXT + 1,
+            limit: CONTEXT
+        }
     );
-    let export = |session| Command::Export { request: RequestId(1), session: SessionId(session) };
-    assert_eq!(failed(&rig.ask(export(1))), RequestError::NoVersion { session: SessionId(1) });
-    assert_eq!(failed(&rig.ask(export(9))), RequestError::UnknownSession { session: SessionId(9) });
+    let export = |session| Command::Export {
+        request: RequestId(1),
+        session: SessionId(session),
+    };
+    assert_eq!(
+        failed(&rig.ask(export(1))),
+        RequestError::NoVersion {
+            session: SessionId(1)
+        }
+    );
+    assert_eq!(
+        failed(&rig.ask(export(9))),
+        RequestError::UnknownSession {
+            session: SessionId(9)
+        }
+    );
     // A request that just fits is answered.
-    assert!(matches!(rig.ask(score(&one, vec![long[1..].to_vec()]))[..], [Event::Scored { .. }]));
-    assert_eq!(answer(&rig.ask(generate(1, None, &long[1..], 5, 1)), 1).len().max(1), 1);
+    assert!(matches!(
+        rig.ask(score(&one, vec![long[1..].to_vec()]))[..],
+        [Event::Scored { .. }]
+    ));
+    assert_eq!(
+        answer(&rig.ask(generate(1, None, &long[1..], 5, 1)), 1)
+            .len()
+            .max(1),
+        1
+    );
     rig.push(generate(1, None, &one, 5, 0));
     rig.push(generate(1, None, &one, 5, 0));
     let twice = rig.run();
-    let refused = twice.iter().filter(|event| matches!(event, Event::Failed { error: RequestError::RequestExists, .. }));
+    let refused = twice.iter().filter(|event| {
+        matches!(
+            event,
+            Event::Failed {
+                error: RequestError::RequestExists,
+                ..
+            }
+        )
+    });
     assert_eq!(refused.count(), 1);
 }
 
@@ -222,19 +343,39 @@ fn what_is_cancelled_or_loses_its_session_gives_its_blocks_back_at_once() {
     let usage = rig.engine.usage();
     assert_eq!(usage.running, 3);
     assert!(usage.free_blocks < usage.blocks);
-    rig.push(Command::Cancel { request: RequestId(1) });
-    rig.push(Command::Cancel { request: RequestId(3) });
-    rig.push(Command::Cancel { request: RequestId(77) });
-    rig.push(Command::Close { session: SessionId(1) });
+    rig.push(Command::Cancel {
+        request: RequestId(1),
+    });
+    rig.push(Command::Cancel {
+        request: RequestId(3),
+    });
+    rig.push(Command::Cancel {
+        request: RequestId(77),
+    });
+    rig.push(Command::Close {
+        session: SessionId(1),
+    });
     let events = rig.step();
     let ended: Vec<&Event> = events.iter().collect();
     assert!(
         matches!(
             ended[..],
             [
-                Event::Finished { request: RequestId(1), reason: Finish::Cancelled, .. },
-                Event::Failed { request: RequestId(3), error: RequestError::Cancelled },
-                Event::Failed { request: RequestId(2), error: RequestError::SessionClosed { session: SessionId(1) } },
+                Event::Finished {
+                    request: RequestId(1),
+                    reason: Finish::Cancelled,
+                    ..
+                },
+                Event::Failed {
+                    request: RequestId(3),
+                    error: RequestError::Cancelled
+                },
+                Event::Failed {
+                    request: RequestId(2),
+                    error: RequestError::SessionClosed {
+                        session: SessionId(1)
+                    }
+                },
             ]
         ),
         "{ended:?}"
@@ -247,11 +388,15 @@ fn what_is_cancelled_or_loses_its_session_gives_its_blocks_back_at_once() {
 fn timings_are_the_callers_clock() {
     let mut rig = Rig::new(Form::Associative, config());
     let mut ask = generate(1, None, &ids(&[1; 40]), 3, 0);
-    let Command::Generate { eos, .. } = &mut ask else { panic!("it generates") };
+    let Command::Generate { eos, .. } = &mut ask else {
+        panic!("it generates")
+    };
     eos.clear();
     let events = rig.ask(ask);
     // Steps are a millisecond apart, and the clock stands still within one: 40 tokens of prompt take two steps of 24.
-    let Some(Event::Finished { timings, .. }) = events.last() else { panic!("{events:?}") };
+    let Some(Event::Finished { timings, .. }) = events.last() else {
+        panic!("{events:?}")
+    };
     let millis = [timings.queue, timings.prefill, timings.decode].map(|span| span.as_millis());
     assert_eq!(millis, [0, 1, 2]);
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use engine::{
-    Command, Config, Digest, DocumentId, Engine, Event, RequestId, Sampling, Seq, SessionError, SessionId, Strategy, TokenId,
-    Version,
+    Command, Config, Digest, DocumentId, Engine, Event, RequestId, Sampling, Seq, SessionError,
+    SessionId, Strategy, TokenId, Version,
 };
 use proptest::{prelude::*, strategy::Strategy as _};
 use testkit::{Form, GeneratorSpec, TinySpec};
@@ -31,24 +31,51 @@ struct Models {
 
 static MODELS: LazyLock<Models> = LazyLock::new(|| {
     let dir = tempfile::tempdir().expect("a folder for the models");
-    let spec = TinySpec { vocab: VOCAB as usize, context_length: CONTEXT, ..TinySpec::default() };
-    let [base, associative, published] = ["base", "associative", "published"].map(|name| dir.path().join(name));
+    let spec = TinySpec {
+        vocab: VOCAB as usize,
+        context_length: CONTEXT,
+        ..TinySpec::default()
+    };
+    let [base, associative, published] =
+        ["base", "associative", "published"].map(|name| dir.path().join(name));
     testkit::tiny_base(&base, &spec);
-    let generator = GeneratorSpec { window: WINDOW, ..GeneratorSpec::default() };
+    let generator = GeneratorSpec {
+        window: WINDOW,
+        ..GeneratorSpec::default()
+    };
     testkit::tiny_generator(&associative, &spec, &generator);
-    let generator = GeneratorSpec { form: Form::Published, modules: vec!["o_proj"], ..generator };
+    let generator = GeneratorSpec {
+        form: Form::Published,
+        modules: vec!["o_proj"],
+        ..generator
+    };
     testkit::tiny_generator(&published, &spec, &generator);
-    Models { _dir: dir, base, associative, published }
+    Models {
+        _dir: dir,
+        base,
+        associative,
+        published,
+    }
 });
 
 /// A small configuration with room for everything.
 pub(crate) fn config() -> Config {
-    Config { step_tokens: 24, kv_blocks: 64, block_size: 4, max_running: 8, ..Config::default() }
+    Config {
+        step_tokens: 24,
+        kv_blocks: 64,
+        block_size: 4,
+        max_running: 8,
+        ..Config::default()
+    }
 }
 
 /// Configurations that cut rows short and let windows take each other's blocks.
 pub(crate) fn configs() -> impl proptest::strategy::Strategy<Value = Config> {
-    (10usize..80, 12usize..40).prop_map(|(step_tokens, kv_blocks)| Config { step_tokens, kv_blocks, ..config() })
+    (10usize..80, 12usize..40).prop_map(|(step_tokens, kv_blocks)| Config {
+        step_tokens,
+        kv_blocks,
+        ..config()
+    })
 }
 
 pub(crate) fn forms() -> impl proptest::strategy::Strategy<Value = Form> {
@@ -56,10 +83,16 @@ pub(crate) fn forms() -> impl proptest::strategy::Strategy<Value = Form> {
 }
 
 pub(crate) fn strategies() -> impl proptest::strategy::Strategy<Value = Strategy> {
-    prop_oneof![Just(Strategy::Parallel), Just(Strategy::Sequential), Just(Strategy::Concat)]
+    prop_oneof![
+        Just(Strategy::Parallel),
+        Just(Strategy::Sequential),
+        Just(Strategy::Concat)
+    ]
 }
 
-pub(crate) fn tokens(size: std::ops::Range<usize>) -> impl proptest::strategy::Strategy<Value = Vec<TokenId>> {
+pub(crate) fn tokens(
+    size: std::ops::Range<usize>,
+) -> impl proptest::strategy::Strategy<Value = Vec<TokenId>> {
     prop::collection::vec((0..VOCAB).prop_map(TokenId), size)
 }
 
@@ -86,13 +119,22 @@ impl Rig {
             Form::Associative => &MODELS.associative,
             Form::Published => &MODELS.published,
         };
-        let engine = Engine::load(&MODELS.base, Some(generator), config).expect("the tiny model loads");
-        Self { engine, clock: Instant::now(), next_request: 1 << 32 }
+        let engine =
+            Engine::load(&MODELS.base, Some(generator), config).expect("the tiny model loads");
+        Self {
+            engine,
+            clock: Instant::now(),
+            next_request: 1 << 32,
+        }
     }
 
     pub(crate) fn bare(config: Config) -> Self {
         let engine = Engine::load(&MODELS.base, None, config).expect("the tiny model loads");
-        Self { engine, clock: Instant::now(), next_request: 1 << 32 }
+        Self {
+            engine,
+            clock: Instant::now(),
+            next_request: 1 << 32,
+        }
     }
 
     pub(crate) fn push(&mut self, command: Command) {
@@ -103,7 +145,9 @@ impl Rig {
         self.clock += Duration::from_millis(1);
         let mut events = Vec::new();
         let now = self.clock;
-        self.engine.step(|| now, &mut events).expect("the engine is sound");
+        self.engine
+            .step(|| now, &mut events)
+            .expect("the engine is sound");
         events
     }
 
@@ -144,12 +188,20 @@ impl Rig {
         });
         let (digest, tokens) = applied.unwrap_or_else(|| panic!("no version: {events:?}"));
         let adapter = self.export(session);
-        Imprint { digest, tokens, adapter, answers: self.probe(Some(session)) }
+        Imprint {
+            digest,
+            tokens,
+            adapter,
+            answers: self.probe(Some(session)),
+        }
     }
 
     pub(crate) fn export(&mut self, session: u64) -> Option<Vec<u8>> {
         let request = self.request();
-        let events = self.ask(Command::Export { request, session: SessionId(session) });
+        let events = self.ask(Command::Export {
+            request,
+            session: SessionId(session),
+        });
         match &events[..] {
             [Event::Exported { safetensors, .. }] => Some(safetensors.clone()),
             [Event::Failed { .. }] => None,
@@ -169,7 +221,11 @@ impl Rig {
             continuations,
         });
         match &events[..] {
-            [Event::Scored { scores, .. }] => scores.iter().flatten().map(|(_, logprob)| logprob.to_bits()).collect(),
+            [Event::Scored { scores, .. }] => scores
+                .iter()
+                .flatten()
+                .map(|(_, logprob)| logprob.to_bits())
+                .collect(),
             _ => panic!("{events:?}"),
         }
     }
@@ -177,11 +233,17 @@ impl Rig {
     /// Nothing is held once all sessions are closed.
     pub(crate) fn assert_all_blocks_come_back(&mut self, sessions: impl IntoIterator<Item = u64>) {
         for session in sessions {
-            self.push(Command::Close { session: SessionId(session) });
+            self.push(Command::Close {
+                session: SessionId(session),
+            });
         }
         self.run();
         let usage = self.engine.usage();
-        assert_eq!((usage.free_blocks, usage.sessions, usage.state_bytes), (usage.blocks, 0, 0), "{usage:?}");
+        assert_eq!(
+            (usage.free_blocks, usage.sessions, usage.state_bytes),
+            (usage.blocks, 0, 0),
+            "{usage:?}"
+        );
     }
 }
 
@@ -190,34 +252,71 @@ pub(crate) fn ids(tokens: &[u32]) -> Vec<TokenId> {
 }
 
 pub(crate) fn open(session: u64, strategy: Strategy) -> Command {
-    Command::Open { session: SessionId(session), strategy, window: WINDOW }
+    Command::Open {
+        session: SessionId(session),
+        strategy,
+        window: WINDOW,
+    }
 }
 
-pub(crate) fn ingest(session: u64, seq: u64, document: u64, tokens: &[TokenId], end_of_document: bool) -> Command {
+pub(crate) fn ingest(
+    session: u64,
+    seq: u64,
+    document: u64,
+    tokens: &[TokenId],
+    end_of_document: bool,
+) -> Command {
     let (session, seq, document) = (SessionId(session), Seq(seq), DocumentId(document));
-    Command::Ingest { session, seq, document, tokens: tokens.to_vec(), end_of_document }
+    Command::Ingest {
+        session,
+        seq,
+        document,
+        tokens: tokens.to_vec(),
+        end_of_document,
+    }
 }
 
 pub(crate) fn publish(session: u64, seq: u64, provisional: &[TokenId]) -> Command {
-    Command::Publish { session: SessionId(session), seq: Seq(seq), provisional: provisional.to_vec() }
+    Command::Publish {
+        session: SessionId(session),
+        seq: Seq(seq),
+        provisional: provisional.to_vec(),
+    }
 }
 
 pub(crate) fn forget(session: u64, document: u64) -> Command {
-    Command::Forget { session: SessionId(session), document: DocumentId(document) }
+    Command::Forget {
+        session: SessionId(session),
+        document: DocumentId(document),
+    }
 }
 
 pub(crate) fn fork(from: u64, to: u64) -> Command {
-    Command::Fork { from: SessionId(from), to: SessionId(to) }
+    Command::Fork {
+        from: SessionId(from),
+        to: SessionId(to),
+    }
 }
 
-pub(crate) fn generate(request: u64, session: Option<u64>, prompt: &[TokenId], max_tokens: usize, seed: u64) -> Command {
+pub(crate) fn generate(
+    request: u64,
+    session: Option<u64>,
+    prompt: &[TokenId],
+    max_tokens: usize,
+    seed: u64,
+) -> Command {
     Command::Generate {
         request: RequestId(request),
         session: session.map(SessionId),
         adapter_scale: 1.0,
         prompt: prompt.to_vec(),
         max_tokens,
-        sampling: Sampling { temperature: 1.0, seed, logprobs: true, ..Sampling::default() },
+        sampling: Sampling {
+            temperature: 1.0,
+            seed,
+            logprobs: true,
+            ..Sampling::default()
+        },
         eos: ids(&[0]),
     }
 }
@@ -225,9 +324,12 @@ pub(crate) fn generate(request: u64, session: Option<u64>, prompt: &[TokenId], m
 /// The tokens of a request with the bits of their log-probabilities.
 pub(crate) fn answer(events: &[Event], request: u64) -> Vec<(TokenId, u32)> {
     let tokens = events.iter().filter_map(|event| match event {
-        Event::Token { request: of, token, logprob, .. } if of.0 == request => {
-            Some((*token, logprob.expect("it was asked for").to_bits()))
-        }
+        Event::Token {
+            request: of,
+            token,
+            logprob,
+            ..
+        } if of.0 == request => Some((*token, logprob.expect("it was asked for").to_bits())),
         _ => None,
     });
     tokens.collect()
