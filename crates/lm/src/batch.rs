@@ -9,9 +9,6 @@ use generator::{Core, Generator, Module, SiteRows, Window, WriteRows};
 
 use crate::{Config, Error, KvCache, TokenId};
 
-#[cfg(test)]
-mod tests;
-
 /// A span of one sequence.
 #[derive(Debug)]
 pub struct Row<'a> {

@@ -9,9 +9,6 @@ use serde_json::{Map, Value};
 
 use crate::{FileError, TokenId, gguf::Gguf};
 
-#[cfg(test)]
-mod tests;
-
 /// A decoder's family: what its checkpoint and its attention look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
@@ -243,7 +240,8 @@ fn from_json(keys: &Keys<'_>) -> Result<Config, FileError> {
             Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => None,
         },
         tied_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
-        attention_bias: bias.unwrap_or(architecture == Architecture::Qwen2),
+        // Qwen 2 has its biases whatever a key says.
+        attention_bias: bias.unwrap_or(false) || architecture == Architecture::Qwen2,
         output_bias: bias.unwrap_or(false) && architecture != Architecture::Qwen2,
         qk_norm: architecture == Architecture::Qwen3,
         eos: keys.tokens("eos_token_id")?,

@@ -19,9 +19,6 @@ use crate::{
     gguf::{Gguf, ggml_type},
 };
 
-#[cfg(test)]
-mod tests;
-
 /// The weight files of a model.
 pub(crate) struct Weights {
     source: Source,
