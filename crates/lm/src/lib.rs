@@ -3,7 +3,6 @@
 //! A model is read from GGUF or from the HF layout and never changes; sessions differ by the cores that
 //! rows bring along. No engine, clock or network here. Start at [`Lm::forward`].
 
-#[allow(missing_docs, unused_variables, unused_imports, dead_code, clippy::allow_attributes_without_reason, clippy::unimplemented, clippy::new_ret_no_self)]
 pub mod text;
 
 mod batch;
