@@ -114,14 +114,31 @@ impl<'a, 'w> Batch<'a, 'w> {
         for (index, row) in rows.iter().enumerate() {
             check_row(index, row, config, generator.is_some(), kv)?;
         }
-        let last_site = generator.map(|g| g.sites().iter().map(|site| Stage::of(site.id().module).in_layer(site.id().layer)).max());
+        let last_site = generator.map(|g| {
+            g.sites()
+                .iter()
+                .map(|site| Stage::of(site.id().module).in_layer(site.id().layer))
+                .max()
+        });
         let last_site = last_site.flatten();
 
         let total = rows.iter().map(|row| row.tokens.len()).sum();
-        let (mut tokens, mut positions, mut slots) = (Vec::with_capacity(total), Vec::with_capacity(total), Vec::with_capacity(total));
-        let (mut spans, mut ways) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+        let (mut tokens, mut positions, mut slots) = (
+            Vec::with_capacity(total),
+            Vec::with_capacity(total),
+            Vec::with_capacity(total),
+        );
+        let (mut spans, mut ways) = (
+            Vec::with_capacity(rows.len()),
+            Vec::with_capacity(rows.len()),
+        );
         for (index, row) in rows.iter().enumerate() {
-            spans.push(Span { row: index, start: tokens.len(), len: row.tokens.len(), position: row.position });
+            spans.push(Span {
+                row: index,
+                start: tokens.len(),
+                len: row.tokens.len(),
+                position: row.position,
+            });
             ways.push(way(row, config, last_site));
             tokens.extend(row.tokens.iter().map(|token| token.0));
             for position in row.position..row.position + row.tokens.len() {
@@ -131,13 +148,36 @@ impl<'a, 'w> Batch<'a, 'w> {
             }
         }
         check_slots(&slots, &spans)?;
-        let cores: Vec<_> = rows.iter().map(|row| row.core.map(|core| (core, row.scale)).filter(|(_, scale)| *scale != 0.0)).collect();
+        let cores: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                row.core
+                    .map(|core| (core, row.scale))
+                    .filter(|(_, scale)| *scale != 0.0)
+            })
+            .collect();
         let any_core = cores.iter().any(Option::is_some);
         let blocks = rows.iter().map(|row| row.blocks).collect();
         let lookaheads = rows.iter().map(|_| None).collect();
-        let windows = rows.iter_mut().map(|row| row.window.as_deref_mut()).collect();
+        let windows = rows
+            .iter_mut()
+            .map(|row| row.window.as_deref_mut())
+            .collect();
         let origin = (0..total as u32).collect();
-        Ok(Self { ways, cores, windows, blocks, any_core, tokens, positions, slots, spans, origin, normed: None, lookaheads })
+        Ok(Self {
+            ways,
+            cores,
+            windows,
+            blocks,
+            any_core,
+            tokens,
+            positions,
+            slots,
+            spans,
+            origin,
+            normed: None,
+            lookaheads,
+        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -146,12 +186,25 @@ impl<'a, 'w> Batch<'a, 'w> {
 
     /// Places in the cache of the tokens still there.
     pub(crate) fn slots(&self) -> Vec<u32> {
-        self.origin.iter().map(|&index| self.slots[index as usize]).collect()
+        self.origin
+            .iter()
+            .map(|&index| self.slots[index as usize])
+            .collect()
     }
 
     /// The rows still there, as attention takes them.
     pub(crate) fn attention_rows(&self) -> Vec<kernels::AttentionRow<'a>> {
-        let row = |&Span { row, start, len, position }: &Span| kernels::AttentionRow { start, len, position, blocks: self.blocks[row] };
+        let row = |&Span {
+                       row,
+                       start,
+                       len,
+                       position,
+                   }: &Span| kernels::AttentionRow {
+            start,
+            len,
+            position,
+            blocks: self.blocks[row],
+        };
         self.spans.iter().map(row).collect()
     }
 
@@ -160,7 +213,16 @@ impl<'a, 'w> Batch<'a, 'w> {
         if !self.any_core {
             return Vec::new();
         }
-        let row = |&Span { row, start, len, .. }: &Span| self.cores[row].map(|(core, scale)| SiteRows { start, len, core, scale });
+        let row = |&Span {
+                       row, start, len, ..
+                   }: &Span| {
+            self.cores[row].map(|(core, scale)| SiteRows {
+                start,
+                len,
+                core,
+                scale,
+            })
+        };
         self.spans.iter().filter_map(row).collect()
     }
 
@@ -168,10 +230,22 @@ impl<'a, 'w> Batch<'a, 'w> {
     pub(crate) fn write_rows(&mut self) -> Vec<WriteRows<'_>> {
         let mut writes = Vec::new();
         let mut windows = self.windows.iter_mut().enumerate();
-        for &Span { row, start, len, position } in &self.spans {
+        for &Span {
+            row,
+            start,
+            len,
+            position,
+        } in &self.spans
+        {
             // Spans are in the rows' order, so the windows are passed once.
             if let Some((_, Some(window))) = windows.find(|(index, _)| *index == row) {
-                writes.push(WriteRows { start, len, position, lookahead: self.lookaheads[row].clone(), window });
+                writes.push(WriteRows {
+                    start,
+                    len,
+                    position,
+                    lookahead: self.lookaheads[row].clone(),
+                    window,
+                });
             }
         }
         writes
@@ -183,18 +257,46 @@ impl<'a, 'w> Batch<'a, 'w> {
     }
 
     /// Drops the tokens that nothing needs at this stage, from the batch and from `tensors` [T, ..].
-    pub(crate) fn narrow_to(&mut self, stage: usize, tensors: &mut [&mut Tensor]) -> Result<(), Error> {
-        self.keep(tensors, |way, len| if stage < way.stages { len } else { way.logits.min(len) })
+    pub(crate) fn narrow_to(
+        &mut self,
+        stage: usize,
+        tensors: &mut [&mut Tensor],
+    ) -> Result<(), Error> {
+        self.keep(tensors, |way, len| {
+            if stage < way.stages {
+                len
+            } else {
+                way.logits.min(len)
+            }
+        })
     }
 
     /// Drops the rows whose keys and values nothing needs in this layer.
-    pub(crate) fn narrow_to_kv(&mut self, layer: usize, tensors: &mut [&mut Tensor]) -> Result<(), Error> {
-        self.keep(tensors, |way, len| if layer < way.kv_layers { len } else { way.logits.min(len) })
+    pub(crate) fn narrow_to_kv(
+        &mut self,
+        layer: usize,
+        tensors: &mut [&mut Tensor],
+    ) -> Result<(), Error> {
+        self.keep(tensors, |way, len| {
+            if layer < way.kv_layers {
+                len
+            } else {
+                way.logits.min(len)
+            }
+        })
     }
 
     /// Keeps the last `kept` tokens of each row.
-    fn keep(&mut self, tensors: &mut [&mut Tensor], kept: impl Fn(&Way, usize) -> usize) -> Result<(), Error> {
-        if self.spans.iter().all(|span| kept(&self.ways[span.row], span.len) == span.len) {
+    fn keep(
+        &mut self,
+        tensors: &mut [&mut Tensor],
+        kept: impl Fn(&Way, usize) -> usize,
+    ) -> Result<(), Error> {
+        if self
+            .spans
+            .iter()
+            .all(|span| kept(&self.ways[span.row], span.len) == span.len)
+        {
             return Ok(());
         }
         let mut indices: Vec<u32> = Vec::new();
@@ -203,11 +305,19 @@ impl<'a, 'w> Batch<'a, 'w> {
             let len = kept(&self.ways[span.row], span.len);
             if len > 0 {
                 let dropped = span.len - len;
-                spans.push(Span { row: span.row, start: indices.len(), len, position: span.position + dropped });
+                spans.push(Span {
+                    row: span.row,
+                    start: indices.len(),
+                    len,
+                    position: span.position + dropped,
+                });
                 indices.extend((span.start + dropped) as u32..(span.start + span.len) as u32);
             }
         }
-        self.origin = indices.iter().map(|&index| self.origin[index as usize]).collect();
+        self.origin = indices
+            .iter()
+            .map(|&index| self.origin[index as usize])
+            .collect();
         self.spans = spans;
         if indices.is_empty() {
             return Ok(());
@@ -231,34 +341,83 @@ fn way(row: &Row<'_>, config: &Config, last_site: Option<usize>) -> Way {
     if row.window.is_some() && logits == 0 {
         // Keys and values of a layer whose attention no token reaches are not needed.
         let kv_layers = writing.saturating_sub(1).div_ceil(STAGES);
-        return Way { stages: writing, kv_layers, logits };
+        return Way {
+            stages: writing,
+            kv_layers,
+            logits,
+        };
     }
     let filling = Stage::Attention.in_layer(config.layers - 1) + 1;
-    let stages = if row.window.is_some() { filling.max(writing) } else { filling };
-    Way { stages, kv_layers: config.layers, logits }
+    let stages = if row.window.is_some() {
+        filling.max(writing)
+    } else {
+        filling
+    };
+    Way {
+        stages,
+        kv_layers: config.layers,
+        logits,
+    }
 }
 
-fn check_row(index: usize, row: &Row<'_>, config: &Config, generator: bool, kv: &KvCache) -> Result<(), Error> {
-    let Row { tokens, position, blocks, core, scale, ref window, lookahead, logits } = *row;
+fn check_row(
+    index: usize,
+    row: &Row<'_>,
+    config: &Config,
+    generator: bool,
+    kv: &KvCache,
+) -> Result<(), Error> {
+    let Row {
+        tokens,
+        position,
+        blocks,
+        core,
+        scale,
+        ref window,
+        lookahead,
+        logits,
+    } = *row;
     if tokens.is_empty() {
         return Err(Error::EmptyRow { row: index });
     }
-    if let Some(&token) = tokens.iter().chain(&lookahead).find(|token| token.0 as usize >= config.vocab) {
-        return Err(Error::TokenOutOfRange { row: index, token, vocab: config.vocab });
+    if let Some(&token) = tokens
+        .iter()
+        .chain(&lookahead)
+        .find(|token| token.0 as usize >= config.vocab)
+    {
+        return Err(Error::TokenOutOfRange {
+            row: index,
+            token,
+            vocab: config.vocab,
+        });
     }
     let end = position.saturating_add(tokens.len());
     if end > config.context_length {
-        return Err(Error::ContextLength { row: index, end, limit: config.context_length });
+        return Err(Error::ContextLength {
+            row: index,
+            end,
+            limit: config.context_length,
+        });
     }
     let needed = end.div_ceil(kv.block_size());
     if blocks.len() < needed {
-        return Err(Error::Blocks { row: index, what: format!("{end} tokens need {needed}, there are {}", blocks.len()) });
+        return Err(Error::Blocks {
+            row: index,
+            what: format!("{end} tokens need {needed}, there are {}", blocks.len()),
+        });
     }
     if let Some(block) = blocks.iter().find(|&&block| block as usize >= kv.blocks()) {
-        return Err(Error::Blocks { row: index, what: format!("there is no block {block}, only {}", kv.blocks()) });
+        return Err(Error::Blocks {
+            row: index,
+            what: format!("there is no block {block}, only {}", kv.blocks()),
+        });
     }
     if logits > tokens.len() {
-        return Err(Error::TooManyLogits { row: index, tokens: tokens.len(), wanted: logits });
+        return Err(Error::TooManyLogits {
+            row: index,
+            tokens: tokens.len(),
+            wanted: logits,
+        });
     }
     if !scale.is_finite() {
         return Err(Error::Scale { row: index, scale });
@@ -269,7 +428,11 @@ fn check_row(index: usize, row: &Row<'_>, config: &Config, generator: bool, kv: 
     if let Some(window) = window
         && window.tokens() != position
     {
-        return Err(Error::WindowPosition { row: index, position, tokens: window.tokens() });
+        return Err(Error::WindowPosition {
+            row: index,
+            position,
+            tokens: window.tokens(),
+        });
     }
     Ok(())
 }
@@ -277,12 +440,18 @@ fn check_row(index: usize, row: &Row<'_>, config: &Config, generator: bool, kv: 
 /// Two tokens never share a place.
 fn check_slots(slots: &[u32], spans: &[Span]) -> Result<(), Error> {
     let mut owners: Vec<(u32, usize)> = Vec::with_capacity(slots.len());
-    for &Span { row, start, len, .. } in spans {
+    for &Span {
+        row, start, len, ..
+    } in spans
+    {
         owners.extend(slots[start..start + len].iter().map(|&slot| (slot, row)));
     }
     owners.sort_unstable();
     match owners.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        Some(pair) => Err(Error::Blocks { row: pair[1].1, what: "another token has the same place".to_owned() }),
+        Some(pair) => Err(Error::Blocks {
+            row: pair[1].1,
+            what: "another token has the same place".to_owned(),
+        }),
         None => Ok(()),
     }
 }

@@ -115,15 +115,27 @@ impl Config {
 
     /// Rotary frequencies 1/theta^(2i/Dh) with their scaling, [Dh/2].
     pub fn rope_frequencies(&self) -> Vec<f64> {
-        let plain = (0..self.head_dim / 2).map(|i| self.rope_theta.powf(-((2 * i) as f64) / self.head_dim as f64));
+        let plain = (0..self.head_dim / 2).map(|i| {
+            self.rope_theta
+                .powf(-((2 * i) as f64) / self.head_dim as f64)
+        });
         match &self.rope_scaling {
             RopeScaling::None => plain.collect(),
-            RopeScaling::Divisors(divisors) => plain.zip(divisors).map(|(f, &d)| f / f64::from(d)).collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_length } => plain
+            RopeScaling::Divisors(divisors) => plain
+                .zip(divisors)
+                .map(|(f, &d)| f / f64::from(d))
+                .collect(),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context_length,
+            } => plain
                 .map(|f| {
                     // smooth runs from 0 (long wavelengths) to 1 (short ones); f/factor to f.
                     let turns = original_context_length * f / std::f64::consts::TAU;
-                    let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                    let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
+                        .clamp(0.0, 1.0);
                     (1.0 - smooth) * f / factor + smooth * f
                 })
                 .collect(),
@@ -161,7 +173,10 @@ impl Config {
             if (1..=limit).contains(&value) {
                 return Ok(());
             }
-            Err(FileError::unsupported(path, format!("{name} of {value} (1 to {limit} are)")))
+            Err(FileError::unsupported(
+                path,
+                format!("{name} of {value} (1 to {limit} are)"),
+            ))
         };
         bounded("a number of layers", self.layers, MAX_LAYERS)?;
         bounded("a hidden size", self.hidden, MAX_FEATURES)?;
@@ -171,12 +186,25 @@ impl Config {
         bounded("a head size", self.head_dim, MAX_FEATURES)?;
         bounded("a vocabulary", self.vocab, MAX_VOCAB)?;
         bounded("a context length", self.context_length, MAX_CONTEXT)?;
-        bounded("a number of query features", self.query_features(), MAX_FEATURES)?;
+        bounded(
+            "a number of query features",
+            self.query_features(),
+            MAX_FEATURES,
+        )?;
         if !self.head_dim.is_multiple_of(2) {
-            return Err(FileError::unsupported(path, format!("an odd head size of {}", self.head_dim)));
+            return Err(FileError::unsupported(
+                path,
+                format!("an odd head size of {}", self.head_dim),
+            ));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(FileError::unsupported(path, format!("{} heads over {} key/value heads", self.heads, self.kv_heads)));
+            return Err(FileError::unsupported(
+                path,
+                format!(
+                    "{} heads over {} key/value heads",
+                    self.heads, self.kv_heads
+                ),
+            ));
         }
         if self.sliding_window == Some(0) {
             return Err(FileError::unsupported(path, "a sliding window of 0"));
@@ -184,11 +212,17 @@ impl Config {
         let positive = |x: f64| x.is_finite() && x > 0.0;
         if !positive(self.rms_norm_eps) || !positive(self.rope_theta) {
             let (eps, theta) = (self.rms_norm_eps, self.rope_theta);
-            return Err(FileError::unsupported(path, format!("a norm eps of {eps} with a rope theta of {theta}")));
+            return Err(FileError::unsupported(
+                path,
+                format!("a norm eps of {eps} with a rope theta of {theta}"),
+            ));
         }
         let frequencies = self.rope_frequencies();
         if !frequencies.iter().all(|f| f.is_finite()) {
-            return Err(FileError::unsupported(path, format!("the rope scaling {:?}", self.rope_scaling)));
+            return Err(FileError::unsupported(
+                path,
+                format!("the rope scaling {:?}", self.rope_scaling),
+            ));
         }
         Ok(())
     }
@@ -210,10 +244,17 @@ fn from_json(keys: &Keys<'_>) -> Result<Config, FileError> {
             return Err(keys.unsupported(key, "true"));
         }
     }
-    if let Some(factor) = keys.float("partial_rotary_factor")?.filter(|&factor| factor != 1.0) {
+    if let Some(factor) = keys
+        .float("partial_rotary_factor")?
+        .filter(|&factor| factor != 1.0)
+    {
         return Err(keys.unsupported("partial_rotary_factor", &factor.to_string()));
     }
-    if keys.0.get("quantization_config").is_some_and(|value| !value.is_null()) {
+    if keys
+        .0
+        .get("quantization_config")
+        .is_some_and(|value| !value.is_null())
+    {
         return Err(keys.unsupported("quantization_config", "an object"));
     }
 
@@ -271,7 +312,8 @@ fn rope_of_json(keys: &Keys<'_>) -> Result<(f64, RopeScaling), FileError> {
                 factor: inner.required_float("factor")?,
                 low_freq_factor: inner.required_float("low_freq_factor")?,
                 high_freq_factor: inner.required_float("high_freq_factor")?,
-                original_context_length: inner.required_float("original_max_position_embeddings")?,
+                original_context_length: inner
+                    .required_float("original_max_position_embeddings")?,
             },
             Some(other) => return Err(keys.unsupported("rope_scaling.rope_type", other)),
         };
@@ -285,9 +327,14 @@ struct Keys<'a>(Map<String, Value>, &'a Path);
 impl<'a> Keys<'a> {
     fn read(path: &'a Path) -> Result<Self, FileError> {
         const MAX_CONFIG_BYTES: u64 = 1 << 24;
-        let length = fs::metadata(path).map_err(|e| FileError::io(path, e))?.len();
+        let length = fs::metadata(path)
+            .map_err(|e| FileError::io(path, e))?
+            .len();
         if length > MAX_CONFIG_BYTES {
-            return Err(FileError::unsupported(path, format!("a config of {length} bytes")));
+            return Err(FileError::unsupported(
+                path,
+                format!("a config of {length} bytes"),
+            ));
         }
         let bytes = fs::read(path).map_err(|e| FileError::io(path, e))?;
         match serde_json::from_slice(&bytes) {
@@ -305,7 +352,12 @@ impl<'a> Keys<'a> {
         FileError::header(self.1, format!("{key} is not {kind}"))
     }
 
-    fn typed<T>(&self, key: &str, kind: &str, take: impl FnOnce(&Value) -> Option<T>) -> Result<Option<T>, FileError> {
+    fn typed<T>(
+        &self,
+        key: &str,
+        kind: &str,
+        take: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, FileError> {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => take(value).map(Some).ok_or_else(|| self.damaged(key, kind)),
@@ -325,15 +377,19 @@ impl<'a> Keys<'a> {
     }
 
     fn required_float(&self, key: &str) -> Result<f64, FileError> {
-        self.float(key)?.ok_or_else(|| FileError::header(self.1, format!("it has no {key}")))
+        self.float(key)?
+            .ok_or_else(|| FileError::header(self.1, format!("it has no {key}")))
     }
 
     fn size(&self, key: &str) -> Result<Option<usize>, FileError> {
-        self.typed(key, "a size", |v| v.as_u64().and_then(|n| usize::try_from(n).ok()))
+        self.typed(key, "a size", |v| {
+            v.as_u64().and_then(|n| usize::try_from(n).ok())
+        })
     }
 
     fn required(&self, key: &str) -> Result<usize, FileError> {
-        self.size(key)?.ok_or_else(|| FileError::header(self.1, format!("it has no {key}")))
+        self.size(key)?
+            .ok_or_else(|| FileError::header(self.1, format!("it has no {key}")))
     }
 
     /// One token id or a list of them.
@@ -353,12 +409,19 @@ fn from_metadata(gguf: &Gguf) -> Result<Config, FileError> {
     let size = |value: u64, key: &str| {
         usize::try_from(value).map_err(|_| FileError::unsupported(path, format!("{key} = {value}")))
     };
-    let name = gguf.string("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
+    let name = gguf
+        .string("general.architecture")?
+        .ok_or_else(|| missing("general.architecture"))?;
     let architecture = match name {
         "llama" => Architecture::Llama,
         "qwen2" => Architecture::Qwen2,
         "qwen3" => Architecture::Qwen3,
-        other => return Err(FileError::unsupported(path, format!("general.architecture = {other}"))),
+        other => {
+            return Err(FileError::unsupported(
+                path,
+                format!("general.architecture = {other}"),
+            ));
+        }
     };
     let key = |suffix: &str| format!("{name}.{suffix}");
     let optional = |suffix: &str| match gguf.u64(&key(suffix))? {
@@ -368,25 +431,41 @@ fn from_metadata(gguf: &Gguf) -> Result<Config, FileError> {
     let required = |suffix: &str| optional(suffix)?.ok_or_else(|| missing(&key(suffix)));
 
     if let Some(experts) = optional("expert_count")?.filter(|&n| n > 0) {
-        return Err(FileError::unsupported(path, format!("{name}.expert_count = {experts}")));
+        return Err(FileError::unsupported(
+            path,
+            format!("{name}.expert_count = {experts}"),
+        ));
     }
-    if let Some(kind) = gguf.string(&key("rope.scaling.type"))?.filter(|&kind| kind != "none") {
-        return Err(FileError::unsupported(path, format!("{name}.rope.scaling.type = {kind}")));
+    if let Some(kind) = gguf
+        .string(&key("rope.scaling.type"))?
+        .filter(|&kind| kind != "none")
+    {
+        return Err(FileError::unsupported(
+            path,
+            format!("{name}.rope.scaling.type = {kind}"),
+        ));
     }
     let hidden = required("embedding_length")?;
     let heads = required("attention.head_count")?;
     let head_dim = optional("attention.key_length")?.unwrap_or(hidden / heads.max(1));
     for suffix in ["rope.dimension_count", "attention.value_length"] {
         if let Some(other) = optional(suffix)?.filter(|&n| n != head_dim) {
-            return Err(FileError::unsupported(path, format!("{name}.{suffix} = {other} with heads of {head_dim}")));
+            return Err(FileError::unsupported(
+                path,
+                format!("{name}.{suffix} = {other} with heads of {head_dim}"),
+            ));
         }
     }
-    let embedding = gguf.tensor("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
+    let embedding = gguf
+        .tensor("token_embd.weight")
+        .ok_or_else(|| missing("token_embd.weight"))?;
     let &[_, vocab] = embedding.shape.as_slice() else {
         return Err(FileError::header(path, "token_embd.weight is not a matrix"));
     };
     let token = |key: &str| match gguf.u64(key)? {
-        Some(id) => u32::try_from(id).map(|id| Some(TokenId(id))).map_err(|_| FileError::header(path, format!("{key} = {id}"))),
+        Some(id) => u32::try_from(id)
+            .map(|id| Some(TokenId(id)))
+            .map_err(|_| FileError::header(path, format!("{key} = {id}"))),
         None => Ok(None),
     };
     let mut eos = Vec::new();
@@ -405,7 +484,9 @@ fn from_metadata(gguf: &Gguf) -> Result<Config, FileError> {
         head_dim,
         vocab: size(vocab, "the vocabulary")?,
         context_length: required("context_length")?,
-        rms_norm_eps: gguf.f64(&key("attention.layer_norm_rms_epsilon"))?.ok_or_else(|| missing(&key("attention.layer_norm_rms_epsilon")))?,
+        rms_norm_eps: gguf
+            .f64(&key("attention.layer_norm_rms_epsilon"))?
+            .ok_or_else(|| missing(&key("attention.layer_norm_rms_epsilon")))?,
         rope_theta: gguf.f64(&key("rope.freq_base"))?.unwrap_or(10_000.0),
         rope_scaling: RopeScaling::None,
         sliding_window: optional("attention.sliding_window")?.filter(|&n| n > 0),

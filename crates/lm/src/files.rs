@@ -37,14 +37,23 @@ pub enum FileError {
 
 impl FileError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(crate) fn header(path: &Path, what: impl Into<String>) -> Self {
-        Self::Header { path: path.to_owned(), what: what.into() }
+        Self::Header {
+            path: path.to_owned(),
+            what: what.into(),
+        }
     }
 
     pub(crate) fn unsupported(path: &Path, what: impl Into<String>) -> Self {
-        Self::Unsupported { path: path.to_owned(), what: what.into() }
+        Self::Unsupported {
+            path: path.to_owned(),
+            what: what.into(),
+        }
     }
 }

@@ -112,8 +112,11 @@ impl Lm {
             config.rope_scaling = RopeScaling::Divisors(divisors);
         }
         let Config { vocab, hidden, .. } = config;
-        let embedding = Arc::new(weights.linear("model.embed_tokens.weight", vocab, hidden, Rows::Plain)?);
-        let layers = (0..config.layers).map(|layer| Layer::load(&mut weights, &config, layer)).collect::<Result<_, _>>()?;
+        let embedding =
+            Arc::new(weights.linear("model.embed_tokens.weight", vocab, hidden, Rows::Plain)?);
+        let layers = (0..config.layers)
+            .map(|layer| Layer::load(&mut weights, &config, layer))
+            .collect::<Result<_, _>>()?;
         let final_norm = weights.vector("model.norm.weight", hidden, Rows::Plain)?;
         let head = if config.tied_embeddings {
             Arc::clone(&embedding)
@@ -143,7 +146,10 @@ impl Lm {
         let generator = Generator::load(dir, &self.shape())?;
         if !generator.config().names_base(&self.digest) {
             let expected = generator.config().base_digest.join(" or ");
-            return Err(Error::ForeignBase { expected, found: self.digest.clone() });
+            return Err(Error::ForeignBase {
+                expected,
+                found: self.digest.clone(),
+            });
         }
         let mut sites = vec![[None; Module::ALL.len()]; self.config.layers];
         for (index, site) in generator.sites().iter().enumerate() {
@@ -210,7 +216,10 @@ impl Lm {
         mut trace: Option<&mut Vec<Tensor>>,
     ) -> Result<Output, Error> {
         let caches = kv.layers(&self.config)?;
-        let lookaheads: Vec<_> = rows.iter().map(|row| row.lookahead.filter(|_| row.window.is_some())).collect();
+        let lookaheads: Vec<_> = rows
+            .iter()
+            .map(|row| row.lookahead.filter(|_| row.window.is_some()))
+            .collect();
         let mut batch = Batch::new(rows, &self.config, self.generator.as_ref(), kv)?;
         if batch.is_empty() {
             return Ok(Output { logits: None });
@@ -220,7 +229,9 @@ impl Lm {
             batch.normed = Some(generator::normed_embeddings(&h)?); // [T, D]
             for (normed, token) in batch.lookaheads.iter_mut().zip(lookaheads) {
                 if let Some(token) = token {
-                    *normed = Some(generator::normed_embeddings(&self.embedding.rows(&[token.0])?)?); // [1, D]
+                    *normed = Some(generator::normed_embeddings(
+                        &self.embedding.rows(&[token.0])?,
+                    )?); // [1, D]
                 }
             }
         }
@@ -238,11 +249,16 @@ impl Lm {
         if let Some(trace) = trace {
             trace.push(h.clone());
         }
-        Ok(Output { logits: Some(self.head.forward(&h)?) }) // [wanted, V]
+        Ok(Output {
+            logits: Some(self.head.forward(&h)?),
+        }) // [wanted, V]
     }
 
     /// A decoder layer. h [T, D], the residual that enters it; -> [T', D] of the tokens that go on, None if none do.
-    #[expect(clippy::too_many_arguments, reason = "what a layer works on comes from three owners")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a layer works on comes from three owners"
+    )]
     fn layer(
         &self,
         index: usize,
@@ -253,7 +269,14 @@ impl Lm {
         k_cache: &Tensor,
         v_cache: &Tensor,
     ) -> Result<Option<Tensor>, Error> {
-        let Config { heads, kv_heads, head_dim, rms_norm_eps: eps, sliding_window, .. } = self.config;
+        let Config {
+            heads,
+            kv_heads,
+            head_dim,
+            rms_norm_eps: eps,
+            sliding_window,
+            ..
+        } = self.config;
 
         batch.narrow_to(Stage::Attention.in_layer(index), &mut [&mut h])?;
         if batch.is_empty() {
@@ -281,7 +304,14 @@ impl Lm {
         let q = self.heads(&layer.q, &x, batch, heads, layer.q_norm.as_ref())?; // [T, H, Dh]
         let q = rotation.apply(&q, &batch.origin)?; //                             [T, H, Dh]
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let mut a = kernels::paged_attention(&q, k_cache, v_cache, &batch.attention_rows(), scale, sliding_window)?; // [T, H Dh]
+        let mut a = kernels::paged_attention(
+            &q,
+            k_cache,
+            v_cache,
+            &batch.attention_rows(),
+            scale,
+            sliding_window,
+        )?; // [T, H Dh]
         self.write(index, Module::OProj, &a, &h, batch)?;
 
         batch.narrow_to(Stage::FeedForward.in_layer(index), &mut [&mut a, &mut h])?;
@@ -293,7 +323,10 @@ impl Lm {
         self.write(index, Module::GateProj, &x, &h, batch)?;
         self.write(index, Module::UpProj, &x, &h, batch)?;
 
-        batch.narrow_to(Stage::Down.in_layer(index), &mut [&mut x, &mut h, &mut middle])?;
+        batch.narrow_to(
+            Stage::Down.in_layer(index),
+            &mut [&mut x, &mut h, &mut middle],
+        )?;
         if batch.is_empty() {
             return Ok(None);
         }
@@ -302,7 +335,10 @@ impl Lm {
         let mut x = kernels::silu_mul(&gate, &up)?; //      [T, F]
         self.write(index, Module::DownProj, &x, &h, batch)?;
 
-        batch.narrow_to(Stage::Attention.in_layer(index + 1), &mut [&mut x, &mut middle])?;
+        batch.narrow_to(
+            Stage::Attention.in_layer(index + 1),
+            &mut [&mut x, &mut middle],
+        )?;
         if batch.is_empty() {
             return Ok(None);
         }
@@ -310,13 +346,25 @@ impl Lm {
     }
 
     /// y = W0 x + bias + the site's delta. x [T, in] -> [T, out].
-    fn linear(&self, projection: &Projection, x: &Tensor, batch: &Batch<'_, '_>) -> Result<Tensor, Error> {
-        let Projection { layer, module, weight, bias } = projection;
+    fn linear(
+        &self,
+        projection: &Projection,
+        x: &Tensor,
+        batch: &Batch<'_, '_>,
+    ) -> Result<Tensor, Error> {
+        let Projection {
+            layer,
+            module,
+            weight,
+            bias,
+        } = projection;
         let mut y = weight.forward(x)?; // [T, out]
         if let Some(bias) = bias {
             y = y.broadcast_add(bias)?; // [T, out]
         }
-        let Some((generator, index)) = self.site(*layer, *module) else { return Ok(y) };
+        let Some((generator, index)) = self.site(*layer, *module) else {
+            return Ok(y);
+        };
         let rows = batch.site_rows();
         if rows.is_empty() {
             return Ok(y);
@@ -329,9 +377,20 @@ impl Lm {
 
     /// Lets the rows with windows write at a site, if there is one. x [T, in] input of its linear, h [T, D]
     /// the residual that entered the layer.
-    fn write(&self, layer: usize, module: Module, x: &Tensor, h: &Tensor, batch: &mut Batch<'_, '_>) -> Result<(), Error> {
-        let Some((generator, index)) = self.site(layer, module) else { return Ok(()) };
-        let Some(normed) = batch.normed.clone() else { return Ok(()) }; // [T, D]
+    fn write(
+        &self,
+        layer: usize,
+        module: Module,
+        x: &Tensor,
+        h: &Tensor,
+        batch: &mut Batch<'_, '_>,
+    ) -> Result<(), Error> {
+        let Some((generator, index)) = self.site(layer, module) else {
+            return Ok(());
+        };
+        let Some(normed) = batch.normed.clone() else {
+            return Ok(());
+        }; // [T, D]
         let mut rows = batch.write_rows();
         Ok(generator.sites()[index].write(index, x, h, &normed, &mut rows)?)
     }
@@ -353,7 +412,9 @@ impl Lm {
         let y = self.linear(projection, x, batch)?; // [T, heads Dh]
         let (tokens, _) = y.dims2()?;
         let head_dim = self.config.head_dim;
-        let Some(gain) = norm else { return Ok(y.reshape((tokens, heads, head_dim))?) };
+        let Some(gain) = norm else {
+            return Ok(y.reshape((tokens, heads, head_dim))?);
+        };
         let y = y.reshape((tokens * heads, head_dim))?; //                                 [T heads, Dh]
         let y = kernels::rms_norm(&y, Some(gain), self.config.rms_norm_eps)?; //            [T heads, Dh]
         Ok(y.reshape((tokens, heads, head_dim))?)
@@ -363,7 +424,10 @@ impl Lm {
     /// more memory than the model's activations, and making it costs less than 1 % of a layer.
     fn rotation(&self, positions: &[u32]) -> Result<Rotation, Error> {
         let half = self.frequencies.len();
-        let (mut cos, mut sin) = (Vec::with_capacity(positions.len() * half), Vec::with_capacity(positions.len() * half));
+        let (mut cos, mut sin) = (
+            Vec::with_capacity(positions.len() * half),
+            Vec::with_capacity(positions.len() * half),
+        );
         for &position in positions {
             for frequency in &self.frequencies {
                 let (s, c) = (f64::from(position) * frequency).sin_cos();
@@ -372,7 +436,10 @@ impl Lm {
             }
         }
         let tensor = |values| Tensor::from_vec(values, (positions.len(), half), &Device::Cpu);
-        Ok(Rotation { cos: tensor(cos)?, sin: tensor(sin)? })
+        Ok(Rotation {
+            cos: tensor(cos)?,
+            sin: tensor(sin)?,
+        })
     }
 }
 
@@ -391,16 +458,38 @@ impl Rotation {
 
 impl Layer {
     fn load(weights: &mut Weights, config: &Config, layer: usize) -> Result<Self, Error> {
-        let Config { hidden, intermediate, head_dim, .. } = *config;
+        let Config {
+            hidden,
+            intermediate,
+            head_dim,
+            ..
+        } = *config;
         let (query, key_value) = (config.query_features(), config.kv_features());
         let rotary = Rows::Rotary { head_dim };
         let prefix = format!("model.layers.{layer}");
-        let mut projection = |module: Module, out: usize, features: usize, bias: bool| -> Result<Projection, Error> {
-            let rows = if matches!(module, Module::QProj | Module::KProj) { rotary } else { Rows::Plain };
+        let mut projection = |module: Module,
+                              out: usize,
+                              features: usize,
+                              bias: bool|
+         -> Result<Projection, Error> {
+            let rows = if matches!(module, Module::QProj | Module::KProj) {
+                rotary
+            } else {
+                Rows::Plain
+            };
             let name = format!("{prefix}.{}.{}", module.block(), module.name());
             let weight = weights.linear(&format!("{name}.weight"), out, features, rows)?;
-            let bias = if bias { Some(weights.vector(&format!("{name}.bias"), out, rows)?) } else { None };
-            Ok(Projection { layer, module, weight, bias })
+            let bias = if bias {
+                Some(weights.vector(&format!("{name}.bias"), out, rows)?)
+            } else {
+                None
+            };
+            Ok(Projection {
+                layer,
+                module,
+                weight,
+                bias,
+            })
         };
         let q = projection(Module::QProj, query, hidden, config.attention_bias)?;
         let k = projection(Module::KProj, key_value, hidden, config.attention_bias)?;
@@ -409,7 +498,9 @@ impl Layer {
         let gate = projection(Module::GateProj, intermediate, hidden, false)?;
         let up = projection(Module::UpProj, intermediate, hidden, false)?;
         let down = projection(Module::DownProj, hidden, intermediate, false)?;
-        let mut norm = |name: &str, size: usize| weights.vector(&format!("{prefix}.{name}.weight"), size, Rows::Plain);
+        let mut norm = |name: &str, size: usize| {
+            weights.vector(&format!("{prefix}.{name}.weight"), size, Rows::Plain)
+        };
         let input_norm = norm("input_layernorm", hidden)?;
         let post_norm = norm("post_attention_layernorm", hidden)?;
         let (mut q_norm, mut k_norm) = (None, None);
@@ -417,6 +508,18 @@ impl Layer {
             q_norm = Some(norm("self_attn.q_norm", head_dim)?);
             k_norm = Some(norm("self_attn.k_norm", head_dim)?);
         }
-        Ok(Self { input_norm, q, k, v, o, q_norm, k_norm, post_norm, gate, up, down })
+        Ok(Self {
+            input_norm,
+            q,
+            k,
+            v,
+            o,
+            q_norm,
+            k_norm,
+            post_norm,
+            gate,
+            up,
+            down,
+        })
     }
 }

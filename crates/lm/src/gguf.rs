@@ -105,7 +105,12 @@ impl Gguf {
     pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
         let file = File::open(path).map_err(|e| FileError::io(path, e))?;
         let length = file.metadata().map_err(|e| FileError::io(path, e))?.len();
-        let mut input = Input { path, inner: BufReader::with_capacity(1 << 16, file), position: 0, length };
+        let mut input = Input {
+            path,
+            inner: BufReader::with_capacity(1 << 16, file),
+            position: 0,
+            length,
+        };
         read_header(&mut input)
     }
 
@@ -182,7 +187,9 @@ impl Gguf {
     /// Integers of at most 32 bits.
     pub(crate) fn i64s(&self, key: &str) -> Result<Option<Vec<i64>>, FileError> {
         self.typed(key, "an array of integers", |value| {
-            let Value::Array(array) = value else { return None };
+            let Value::Array(array) = value else {
+                return None;
+            };
             Some(match array {
                 Array::U8(items) => items.iter().map(|&n| n.into()).collect(),
                 Array::I8(items) => items.iter().map(|&n| n.into()).collect(),
@@ -202,19 +209,31 @@ impl Gguf {
         kind: &str,
         take: impl FnOnce(&'a Value) -> Option<T>,
     ) -> Result<Option<T>, FileError> {
-        let Some(value) = self.metadata.get(key) else { return Ok(None) };
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
         match take(value) {
             Some(taken) => Ok(Some(taken)),
-            None => Err(FileError::header(&self.path, format!("{key} is not {kind}"))),
+            None => Err(FileError::header(
+                &self.path,
+                format!("{key} is not {kind}"),
+            )),
         }
     }
 
     /// The bytes of a tensor, read from `file` (this file, opened once by the caller).
-    pub(crate) fn read_tensor(&self, file: &mut File, info: &TensorInfo) -> Result<Vec<u8>, FileError> {
-        let bytes = usize::try_from(info.bytes).map_err(|_| FileError::header(&self.path, "a tensor larger than the address space"))?;
+    pub(crate) fn read_tensor(
+        &self,
+        file: &mut File,
+        info: &TensorInfo,
+    ) -> Result<Vec<u8>, FileError> {
+        let bytes = usize::try_from(info.bytes)
+            .map_err(|_| FileError::header(&self.path, "a tensor larger than the address space"))?;
         let mut data = vec![0; bytes];
-        file.seek(SeekFrom::Start(info.offset)).map_err(|e| FileError::io(&self.path, e))?;
-        file.read_exact(&mut data).map_err(|e| FileError::io(&self.path, e))?;
+        file.seek(SeekFrom::Start(info.offset))
+            .map_err(|e| FileError::io(&self.path, e))?;
+        file.read_exact(&mut data)
+            .map_err(|e| FileError::io(&self.path, e))?;
         Ok(data)
     }
 }
@@ -225,7 +244,10 @@ fn read_header(input: &mut Input<'_, impl Read>) -> Result<Gguf, FileError> {
     }
     let version = input.u32()?;
     if !(2..=3).contains(&version) {
-        return Err(FileError::unsupported(input.path, format!("GGUF version {version} (2 and 3 are)")));
+        return Err(FileError::unsupported(
+            input.path,
+            format!("GGUF version {version} (2 and 3 are)"),
+        ));
     }
     let tensor_count = input.u64()?;
     let metadata_count = input.u64()?;
@@ -253,7 +275,11 @@ fn read_header(input: &mut Input<'_, impl Read>) -> Result<Gguf, FileError> {
         tensors.insert(name, info);
     }
 
-    let mut gguf = Gguf { path: input.path.to_owned(), metadata, tensors };
+    let mut gguf = Gguf {
+        path: input.path.to_owned(),
+        metadata,
+        tensors,
+    };
     let alignment = gguf.u64("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > 1 << 20 {
         return Err(input.damaged(format!("general.alignment is {alignment}")));
@@ -263,14 +289,23 @@ fn read_header(input: &mut Input<'_, impl Read>) -> Result<Gguf, FileError> {
 }
 
 /// Turns offsets from the data's start into offsets in the file; all tensors lie inside it, side by side.
-fn place_tensors(input: &Input<'_, impl Read>, tensors: &mut HashMap<String, TensorInfo>, alignment: u64) -> Result<(), FileError> {
+fn place_tensors(
+    input: &Input<'_, impl Read>,
+    tensors: &mut HashMap<String, TensorInfo>,
+    alignment: u64,
+) -> Result<(), FileError> {
     let start = input.position.next_multiple_of(alignment);
     let mut total: u64 = 0;
     for (name, info) in tensors.iter_mut() {
         if !info.offset.is_multiple_of(alignment) {
-            return Err(input.damaged(format!("{name} lies at {}, not a multiple of {alignment}", info.offset)));
+            return Err(input.damaged(format!(
+                "{name} lies at {}, not a multiple of {alignment}",
+                info.offset
+            )));
         }
-        let end = start.checked_add(info.offset).and_then(|at| at.checked_add(info.bytes));
+        let end = start
+            .checked_add(info.offset)
+            .and_then(|at| at.checked_add(info.bytes));
         if end.is_none_or(|end| end > input.length) {
             let (offset, bytes, length) = (info.offset, info.bytes, input.length);
             return Err(input.damaged(format!(
@@ -302,15 +337,24 @@ fn read_tensor_info(input: &mut Input<'_, impl Read>, name: &str) -> Result<Tens
         Some((format, block, block_bytes)) => {
             let row = shape.first().copied().unwrap_or(1);
             if !row.is_multiple_of(block) {
-                return Err(input.damaged(format!("{name} has rows of {row}, not a multiple of {format}'s {block}")));
+                return Err(input.damaged(format!(
+                    "{name} has rows of {row}, not a multiple of {format}'s {block}"
+                )));
             }
-            let elements = shape.iter().try_fold(1_u64, |product, &size| product.checked_mul(size));
+            let elements = shape
+                .iter()
+                .try_fold(1_u64, |product, &size| product.checked_mul(size));
             elements
                 .and_then(|n| (n / block).checked_mul(block_bytes))
                 .ok_or_else(|| input.damaged(format!("{name} has an impossible shape {shape:?}")))?
         }
     };
-    Ok(TensorInfo { shape, ggml_type: number, offset, bytes })
+    Ok(TensorInfo {
+        shape,
+        ggml_type: number,
+        offset,
+        bytes,
+    })
 }
 
 fn read_value(input: &mut Input<'_, impl Read>, key: &str) -> Result<Value, FileError> {
@@ -349,7 +393,9 @@ fn read_array(input: &mut Input<'_, impl Read>, key: &str) -> Result<Array, File
         10 => Array::U64(input.many(count, 8, |i| i.u64())?),
         11 => Array::I64(input.many(count, 8, |i| Ok(i64::from_le_bytes(i.array()?)))?),
         12 => Array::F64(input.many(count, 8, |i| Ok(f64::from_le_bytes(i.array()?)))?),
-        other => return Err(input.damaged(format!("{key} is an array of the unknown type {other}"))),
+        other => {
+            return Err(input.damaged(format!("{key} is an array of the unknown type {other}")));
+        }
     })
 }
 
@@ -371,14 +417,18 @@ impl<R: Read> Input<'_, R> {
     fn check_count(&self, count: u64, bytes: u64, of: &str) -> Result<(), FileError> {
         let room = self.length.saturating_sub(self.position);
         if count.checked_mul(bytes).is_none_or(|need| need > room) {
-            return Err(self.damaged(format!("{count} {of} do not fit into the {room} bytes left")));
+            return Err(self.damaged(format!(
+                "{count} {of} do not fit into the {room} bytes left"
+            )));
         }
         Ok(())
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), FileError> {
         self.check_count(buffer.len() as u64, 1, "bytes")?;
-        self.inner.read_exact(buffer).map_err(|e| FileError::io(self.path, e))?;
+        self.inner
+            .read_exact(buffer)
+            .map_err(|e| FileError::io(self.path, e))?;
         self.position += buffer.len() as u64;
         Ok(())
     }
@@ -416,7 +466,12 @@ impl<R: Read> Input<'_, R> {
         String::from_utf8(buffer).map_err(|_| self.damaged("a string that is not UTF-8"))
     }
 
-    fn many<T>(&mut self, count: u64, bytes: u64, read: impl Fn(&mut Self) -> Result<T, FileError>) -> Result<Vec<T>, FileError> {
+    fn many<T>(
+        &mut self,
+        count: u64,
+        bytes: u64,
+        read: impl Fn(&mut Self) -> Result<T, FileError>,
+    ) -> Result<Vec<T>, FileError> {
         self.check_count(count, bytes, "array items")?;
         let mut items = Vec::with_capacity(count as usize);
         for _ in 0..count {

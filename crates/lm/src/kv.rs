@@ -28,20 +28,37 @@ impl KvCache {
     /// # Errors
     /// [`Error::Cache`] if a size is 0 or the whole is beyond what can be addressed.
     pub fn new(config: &Config, blocks: usize, block_size: usize) -> Result<Self, Error> {
-        let refused = |what: &str| Error::Cache { what: what.to_owned() };
+        let refused = |what: &str| Error::Cache {
+            what: what.to_owned(),
+        };
         if blocks == 0 || block_size == 0 {
             return Err(refused("a size of 0"));
         }
-        let slots = blocks.checked_mul(block_size).filter(|&slots| u32::try_from(slots).is_ok());
+        let slots = blocks
+            .checked_mul(block_size)
+            .filter(|&slots| u32::try_from(slots).is_ok());
         let slots = slots.ok_or_else(|| refused("more tokens than a slot number can name"))?;
-        let bytes = slots.checked_mul(config.kv_features()).and_then(|n| n.checked_mul(4));
+        let bytes = slots
+            .checked_mul(config.kv_features())
+            .and_then(|n| n.checked_mul(4));
         if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
             return Err(refused("more bytes than can be addressed"));
         }
         let shape = (blocks, block_size, config.kv_heads, config.head_dim);
         let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
-        let layers = (0..config.layers).map(|_| Ok(LayerCache { k: zeros()?, v: zeros()? })).collect::<Result<_, Error>>()?;
-        Ok(Self { layers, blocks, block_size })
+        let layers = (0..config.layers)
+            .map(|_| {
+                Ok(LayerCache {
+                    k: zeros()?,
+                    v: zeros()?,
+                })
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok(Self {
+            layers,
+            blocks,
+            block_size,
+        })
     }
 
     /// Tokens of a block.
@@ -56,16 +73,24 @@ impl KvCache {
 
     /// Bytes of one block over all layers, K and V.
     pub fn block_bytes(config: &Config, block_size: usize) -> usize {
-        block_size.saturating_mul(config.kv_features()).saturating_mul(8).saturating_mul(config.layers)
+        block_size
+            .saturating_mul(config.kv_features())
+            .saturating_mul(8)
+            .saturating_mul(config.layers)
     }
 
     /// The layers' caches, if they are of this model's shape.
     pub(crate) fn layers(&self, config: &Config) -> Result<&[LayerCache], Error> {
         let fits = |layer: &LayerCache| {
-            layer.k.dims4().is_ok_and(|(_, _, heads, dim)| (heads, dim) == (config.kv_heads, config.head_dim))
+            layer
+                .k
+                .dims4()
+                .is_ok_and(|(_, _, heads, dim)| (heads, dim) == (config.kv_heads, config.head_dim))
         };
         if self.layers.len() != config.layers || !self.layers.iter().all(fits) {
-            return Err(Error::Cache { what: "made for another model".to_owned() });
+            return Err(Error::Cache {
+                what: "made for another model".to_owned(),
+            });
         }
         Ok(&self.layers)
     }

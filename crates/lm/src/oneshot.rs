@@ -26,13 +26,22 @@ impl Lm {
     ///
     /// # Errors
     /// [`Error::NoGenerator`] without a generator, else what [`Lm::forward`] says of a row.
-    pub fn encode(&self, context: &[TokenId], strategy: Strategy, cut: Windows) -> Result<State, Error> {
+    pub fn encode(
+        &self,
+        context: &[TokenId],
+        strategy: Strategy,
+        cut: Windows,
+    ) -> Result<State, Error> {
         let generator = self.generator().ok_or(Error::NoGenerator { row: 0 })?;
         let length = context.len();
         let ranges: Vec<_> = match (strategy, cut) {
             (Strategy::Concat, _) => windows::fixed(length, length).collect(),
-            (Strategy::Parallel | Strategy::Sequential, Windows::Fixed(window)) => windows::fixed(length, window).collect(),
-            (Strategy::Parallel | Strategy::Sequential, Windows::Equalised(window)) => windows::equalised(length, window).collect(),
+            (Strategy::Parallel | Strategy::Sequential, Windows::Fixed(window)) => {
+                windows::fixed(length, window).collect()
+            }
+            (Strategy::Parallel | Strategy::Sequential, Windows::Equalised(window)) => {
+                windows::equalised(length, window).collect()
+            }
         };
         let spans: Vec<&[TokenId]> = ranges.into_iter().map(|range| &context[range]).collect();
         let mut state = generator.new_state()?;
@@ -54,14 +63,35 @@ impl Lm {
     }
 
     /// Reads whole windows in one forward and adds them to the state.
-    fn read_windows(&self, spans: &[&[TokenId]], core: Option<&Core>, state: &mut State) -> Result<(), Error> {
+    fn read_windows(
+        &self,
+        spans: &[&[TokenId]],
+        core: Option<&Core>,
+        state: &mut State,
+    ) -> Result<(), Error> {
         let generator = self.generator().ok_or(Error::NoGenerator { row: 0 })?;
         let tables = block_tables(spans);
-        let kv = KvCache::new(self.config(), tables.iter().map(Vec::len).sum(), BLOCK_TOKENS)?;
-        let mut open = spans.iter().map(|_| generator.new_window()).collect::<Result<Vec<_>, _>>()?;
+        let kv = KvCache::new(
+            self.config(),
+            tables.iter().map(Vec::len).sum(),
+            BLOCK_TOKENS,
+        )?;
+        let mut open = spans
+            .iter()
+            .map(|_| generator.new_window())
+            .collect::<Result<Vec<_>, _>>()?;
         let mut rows: Vec<Row<'_>> = Vec::with_capacity(spans.len());
         for ((tokens, blocks), window) in spans.iter().zip(&tables).zip(&mut open) {
-            rows.push(Row { tokens, position: 0, blocks, core, scale: 1.0, window: Some(window), lookahead: None, logits: 0 });
+            rows.push(Row {
+                tokens,
+                position: 0,
+                blocks,
+                core,
+                scale: 1.0,
+                window: Some(window),
+                lookahead: None,
+                logits: 0,
+            });
         }
         self.forward(&mut rows, &kv)?;
         for window in &open {
@@ -74,7 +104,12 @@ impl Lm {
     ///
     /// # Errors
     /// What [`Lm::forward`] says of the row.
-    pub fn logits(&self, tokens: &[TokenId], core: Option<&Core>, scale: f32) -> Result<Tensor, Error> {
+    pub fn logits(
+        &self,
+        tokens: &[TokenId],
+        core: Option<&Core>,
+        scale: f32,
+    ) -> Result<Tensor, Error> {
         let (logits, _) = self.run(tokens, core, scale)?;
         Ok(logits)
     }
@@ -83,18 +118,41 @@ impl Lm {
     ///
     /// # Errors
     /// What [`Lm::forward`] says of the row.
-    pub fn hidden_states(&self, tokens: &[TokenId], core: Option<&Core>, scale: f32) -> Result<Vec<Tensor>, Error> {
+    pub fn hidden_states(
+        &self,
+        tokens: &[TokenId],
+        core: Option<&Core>,
+        scale: f32,
+    ) -> Result<Vec<Tensor>, Error> {
         let (_, hidden) = self.run(tokens, core, scale)?;
         Ok(hidden)
     }
 
-    fn run(&self, tokens: &[TokenId], core: Option<&Core>, scale: f32) -> Result<(Tensor, Vec<Tensor>), Error> {
+    fn run(
+        &self,
+        tokens: &[TokenId],
+        core: Option<&Core>,
+        scale: f32,
+    ) -> Result<(Tensor, Vec<Tensor>), Error> {
         let tables = block_tables(&[tokens]);
-        let kv = KvCache::new(self.config(), tables.iter().map(Vec::len).sum::<usize>().max(1), BLOCK_TOKENS)?;
+        let kv = KvCache::new(
+            self.config(),
+            tables.iter().map(Vec::len).sum::<usize>().max(1),
+            BLOCK_TOKENS,
+        )?;
         let mut hidden = Vec::with_capacity(self.config().layers + 1);
         let mut rows: Vec<Row<'_>> = Vec::with_capacity(1);
         for blocks in &tables {
-            rows.push(Row { tokens, position: 0, blocks, core, scale, window: None, lookahead: None, logits: tokens.len() });
+            rows.push(Row {
+                tokens,
+                position: 0,
+                blocks,
+                core,
+                scale,
+                window: None,
+                lookahead: None,
+                logits: tokens.len(),
+            });
         }
         let output = self.forward_traced(&mut rows, &kv, Some(&mut hidden))?;
         let logits = output.logits.ok_or(Error::EmptyRow { row: 0 })?; // [T, V]

@@ -29,8 +29,15 @@ pub(crate) struct Weights {
 }
 
 enum Source {
-    Gguf { gguf: Gguf, file: File, permuted: bool },
-    Safetensors { shards: Vec<Shard>, names: HashMap<String, usize> },
+    Gguf {
+        gguf: Gguf,
+        file: File,
+        permuted: bool,
+    },
+    Safetensors {
+        shards: Vec<Shard>,
+        names: HashMap<String, usize>,
+    },
 }
 
 /// Rows of q or k in GGUF's llama order, and how many of them make a head.
@@ -62,11 +69,22 @@ struct Raw {
 }
 
 impl Weights {
-    pub(crate) fn from_gguf(gguf: Gguf, architecture: Architecture, dequantize: bool) -> Result<Self, Error> {
+    pub(crate) fn from_gguf(
+        gguf: Gguf,
+        architecture: Architecture,
+        dequantize: bool,
+    ) -> Result<Self, Error> {
         let file = File::open(gguf.path()).map_err(|e| FileError::io(gguf.path(), e))?;
         // llama.cpp rotates neighbouring pairs in its llama models and half-split pairs in the others.
         let permuted = architecture == Architecture::Llama;
-        Ok(Self::new(Source::Gguf { gguf, file, permuted }, dequantize))
+        Ok(Self::new(
+            Source::Gguf {
+                gguf,
+                file,
+                permuted,
+            },
+            dequantize,
+        ))
     }
 
     pub(crate) fn from_folder(folder: &Path, dequantize: bool) -> Result<Self, Error> {
@@ -83,7 +101,12 @@ impl Weights {
     }
 
     fn new(source: Source, dequantize: bool) -> Self {
-        Self { source, dequantize, parameters: 0, formats: BTreeMap::new() }
+        Self {
+            source,
+            dequantize,
+            parameters: 0,
+            formats: BTreeMap::new(),
+        }
     }
 
     /// Elements read so far.
@@ -93,19 +116,30 @@ impl Weights {
 
     /// The format of most of the matrices' elements, as the file has them.
     pub(crate) fn format(&self) -> &'static str {
-        self.formats.iter().max_by_key(|(_, elements)| **elements).map_or("none", |(name, _)| name)
+        self.formats
+            .iter()
+            .max_by_key(|(_, elements)| **elements)
+            .map_or("none", |(name, _)| name)
     }
 
     /// Whether the file has a tensor of this (HF) name.
     pub(crate) fn has(&self, name: &str) -> bool {
         match &self.source {
-            Source::Gguf { gguf, .. } => gguf_name(name).is_some_and(|name| gguf.tensor(&name).is_some()),
+            Source::Gguf { gguf, .. } => {
+                gguf_name(name).is_some_and(|name| gguf.tensor(&name).is_some())
+            }
             Source::Safetensors { names, .. } => names.contains_key(name),
         }
     }
 
     /// A matrix [out, in].
-    pub(crate) fn linear(&mut self, name: &str, out: usize, features: usize, rows: Rows) -> Result<Linear, Error> {
+    pub(crate) fn linear(
+        &mut self,
+        name: &str,
+        out: usize,
+        features: usize,
+        rows: Rows,
+    ) -> Result<Linear, Error> {
         let raw = self.read(name, &[out, features])?;
         *self.formats.entry(format_name(raw.format)).or_default() += (out * features) as u64;
         let bytes = match rows {
@@ -113,20 +147,41 @@ impl Weights {
             Rows::Rotary { .. } | Rows::Plain => raw.bytes,
         };
         let linear = Linear::new(raw.format, &bytes, out, features)?;
-        Ok(if self.dequantize { linear.to_f32()? } else { linear })
+        Ok(if self.dequantize {
+            linear.to_f32()?
+        } else {
+            linear
+        })
     }
 
     /// A vector [n], in f32.
     pub(crate) fn vector(&mut self, name: &str, size: usize, rows: Rows) -> Result<Tensor, Error> {
         let raw = self.read(name, &[size])?;
         let bytes = match rows {
-            Rows::Rotary { head_dim } if raw.permuted => half_split_rows(&raw.bytes, size, head_dim),
+            Rows::Rotary { head_dim } if raw.permuted => {
+                half_split_rows(&raw.bytes, size, head_dim)
+            }
             Rows::Rotary { .. } | Rows::Plain => raw.bytes,
         };
         let values: Vec<f32> = match raw.format {
-            WeightFormat::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            WeightFormat::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-            WeightFormat::BF16 => bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+            WeightFormat::F32 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect(),
+            WeightFormat::F16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| half::f16::from_le_bytes(*b).to_f32())
+                .collect(),
+            WeightFormat::BF16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| half::bf16::from_le_bytes(*b).to_f32())
+                .collect(),
             quantised => {
                 let what = format!("{name} is a vector in {}", format_name(quantised));
                 return Err(FileError::unsupported(self.path(), what).into());
@@ -142,7 +197,11 @@ impl Weights {
         }
         let divisors: Vec<f32> = self.vector(ROPE_DIVISORS, size, Rows::Plain)?.to_vec1()?;
         if !divisors.iter().all(|d| d.is_finite() && *d > 0.0) {
-            return Err(FileError::header(self.path(), "rope_freqs.weight has divisors that are not positive").into());
+            return Err(FileError::header(
+                self.path(),
+                "rope_freqs.weight has divisors that are not positive",
+            )
+            .into());
         }
         Ok(Some(divisors))
     }
@@ -150,16 +209,24 @@ impl Weights {
     fn path(&self) -> &Path {
         match &self.source {
             Source::Gguf { gguf, .. } => gguf.path(),
-            Source::Safetensors { shards, .. } => shards.first().map_or(Path::new(""), |shard| &shard.path),
+            Source::Safetensors { shards, .. } => {
+                shards.first().map_or(Path::new(""), |shard| &shard.path)
+            }
         }
     }
 
     fn read(&mut self, name: &str, shape: &[usize]) -> Result<Raw, Error> {
         let raw = match &mut self.source {
-            Source::Gguf { gguf, file, permuted } => read_gguf(gguf, file, *permuted, name, shape)?,
+            Source::Gguf {
+                gguf,
+                file,
+                permuted,
+            } => read_gguf(gguf, file, *permuted, name, shape)?,
             Source::Safetensors { shards, names } => {
                 let shard = names.get(name).and_then(|&index| shards.get_mut(index));
-                let shard = shard.ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
+                let shard = shard.ok_or_else(|| Error::MissingTensor {
+                    name: name.to_owned(),
+                })?;
                 shard.read(name, shape)?
             }
         };
@@ -174,13 +241,30 @@ fn check_shape(name: &str, expected: &[usize], found: &[usize]) -> Result<(), Er
     if expected == found {
         return Ok(());
     }
-    Err(Error::Shape { name: name.to_owned(), expected: expected.to_vec(), found: found.to_vec() })
+    Err(Error::Shape {
+        name: name.to_owned(),
+        expected: expected.to_vec(),
+        found: found.to_vec(),
+    })
 }
 
-fn read_gguf(gguf: &Gguf, file: &mut File, permuted: bool, name: &str, expected: &[usize]) -> Result<Raw, Error> {
+fn read_gguf(
+    gguf: &Gguf,
+    file: &mut File,
+    permuted: bool,
+    name: &str,
+    expected: &[usize],
+) -> Result<Raw, Error> {
     let own = gguf_name(name).unwrap_or_else(|| name.to_owned());
-    let info = gguf.tensor(&own).ok_or_else(|| Error::MissingTensor { name: own.clone() })?;
-    let found: Vec<usize> = info.shape.iter().rev().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
+    let info = gguf
+        .tensor(&own)
+        .ok_or_else(|| Error::MissingTensor { name: own.clone() })?;
+    let found: Vec<usize> = info
+        .shape
+        .iter()
+        .rev()
+        .map(|&n| usize::try_from(n).unwrap_or(usize::MAX))
+        .collect();
     check_shape(&own, expected, &found)?;
     let format = match info.ggml_type {
         0 => WeightFormat::F32,
@@ -192,12 +276,20 @@ fn read_gguf(gguf: &Gguf, file: &mut File, permuted: bool, name: &str, expected:
         14 => WeightFormat::Q6K,
         30 => WeightFormat::BF16,
         other => {
-            let format = ggml_type(other).map_or_else(|| format!("type {other}"), |(name, ..)| name.to_owned());
-            return Err(FileError::unsupported(gguf.path(), format!("{own} is in {format}")).into());
+            let format = ggml_type(other)
+                .map_or_else(|| format!("type {other}"), |(name, ..)| name.to_owned());
+            return Err(
+                FileError::unsupported(gguf.path(), format!("{own} is in {format}")).into(),
+            );
         }
     };
     let bytes = gguf.read_tensor(file, info)?;
-    Ok(Raw { bytes, format, shape: found, permuted })
+    Ok(Raw {
+        bytes,
+        format,
+        shape: found,
+        permuted,
+    })
 }
 
 /// GGUF's name of an HF tensor.
@@ -272,40 +364,65 @@ impl Shard {
         let header_bytes = u64::from_le_bytes(size);
         // The crate's own limit, and the file's.
         if header_bytes > 100_000_000 || header_bytes > length - 8 {
-            return Err(damaged(format!("its header claims {header_bytes} bytes of {length}")));
+            return Err(damaged(format!(
+                "its header claims {header_bytes} bytes of {length}"
+            )));
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(io)?;
         // Reading it checks that tensors lie side by side and have the bytes that their shapes need.
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(e.to_string()))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|e| damaged(e.to_string()))?;
         let start = 8 + header_bytes;
         if start + metadata.data_len() as u64 != length {
             let bytes = metadata.data_len();
-            return Err(damaged(format!("its tensors take {bytes} bytes behind a header of {start}, the file has {length}")));
+            return Err(damaged(format!(
+                "its tensors take {bytes} bytes behind a header of {start}, the file has {length}"
+            )));
         }
         let mut tensors = HashMap::new();
         for (name, info) in metadata.tensors() {
             let (from, to) = info.data_offsets;
-            let entry = Entry { dtype: info.dtype, shape: info.shape.clone(), offset: start + from as u64, bytes: to - from };
+            let entry = Entry {
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                offset: start + from as u64,
+                bytes: to - from,
+            };
             tensors.insert(name, entry);
         }
-        Ok(Self { path: path.to_owned(), file, tensors })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            tensors,
+        })
     }
 
     fn read(&mut self, name: &str, expected: &[usize]) -> Result<Raw, Error> {
-        let entry = self.tensors.get(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
+        let entry = self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
+            name: name.to_owned(),
+        })?;
         check_shape(name, expected, &entry.shape)?;
         let format = match entry.dtype {
             Dtype::F32 => WeightFormat::F32,
             Dtype::F16 => WeightFormat::F16,
             Dtype::BF16 => WeightFormat::BF16,
-            other => return Err(FileError::unsupported(&self.path, format!("{name} is in {other:?}")).into()),
+            other => {
+                return Err(
+                    FileError::unsupported(&self.path, format!("{name} is in {other:?}")).into(),
+                );
+            }
         };
         let io = |e| FileError::io(&self.path, e);
         let mut bytes = vec![0; entry.bytes];
         self.file.seek(SeekFrom::Start(entry.offset)).map_err(io)?;
         self.file.read_exact(&mut bytes).map_err(io)?;
-        Ok(Raw { bytes, format, shape: entry.shape.clone(), permuted: false })
+        Ok(Raw {
+            bytes,
+            format,
+            shape: entry.shape.clone(),
+            permuted: false,
+        })
     }
 }
 
@@ -321,13 +438,20 @@ pub(crate) fn safetensors_files(folder: &Path) -> Result<Vec<PathBuf>, FileError
         weight_map: BTreeMap<String, String>,
     }
     let bytes = fs::read(&index).map_err(|e| FileError::io(&index, e))?;
-    let Index { weight_map } = serde_json::from_slice(&bytes).map_err(|e| FileError::header(&index, e.to_string()))?;
+    let Index { weight_map } =
+        serde_json::from_slice(&bytes).map_err(|e| FileError::header(&index, e.to_string()))?;
     let files: BTreeSet<String> = weight_map.into_values().collect();
     let mut paths = Vec::new();
     for file in files {
         // A shard lies in the folder itself: an index cannot make us read elsewhere.
-        if Path::new(&file).file_name().is_none_or(|name| name != file.as_str()) {
-            return Err(FileError::header(&index, format!("{file} is not the name of a file beside it")));
+        if Path::new(&file)
+            .file_name()
+            .is_none_or(|name| name != file.as_str())
+        {
+            return Err(FileError::header(
+                &index,
+                format!("{file} is not the name of a file beside it"),
+            ));
         }
         paths.push(folder.join(file));
     }
@@ -339,7 +463,9 @@ pub(crate) fn digest(paths: &[PathBuf]) -> Result<String, FileError> {
     let mut hasher = blake3::Hasher::new();
     for path in paths {
         let file = File::open(path).map_err(|e| FileError::io(path, e))?;
-        hasher.update_reader(file).map_err(|e| FileError::io(path, e))?;
+        hasher
+            .update_reader(file)
+            .map_err(|e| FileError::io(path, e))?;
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

@@ -1,6 +1,8 @@
 //! Weight files: what GGUF says equals what the HF layout says, quantised or not; and files that are cut,
 //! lying, incomplete or unsupported are errors that say so.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::{
     collections::HashMap,
     fs::{self, File},
@@ -14,7 +16,7 @@ use candle_core::{
         gguf_file::{self, Value},
     },
 };
-use lm::{LoadOptions, Lm, RopeScaling, TokenId};
+use lm::{Lm, LoadOptions, RopeScaling, TokenId};
 use proptest::prelude::*;
 use serde_json::json;
 use testkit::{TinySpec, relative_error, tiny_base};
@@ -52,17 +54,34 @@ fn own_name(name: &str) -> String {
 /// llama.cpp's order of q and k rows: the halves of a head interleaved.
 fn interleaved(weight: &Tensor, heads: usize) -> Tensor {
     let (rows, columns) = weight.dims2().unwrap();
-    let split = weight.reshape((heads, 2, rows / heads / 2, columns)).unwrap();
-    split.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, columns)).unwrap()
+    let split = weight
+        .reshape((heads, 2, rows / heads / 2, columns))
+        .unwrap();
+    split
+        .transpose(1, 2)
+        .unwrap()
+        .contiguous()
+        .unwrap()
+        .reshape((rows, columns))
+        .unwrap()
 }
 
 /// Writes the weights as GGUF, matrices in `format`, with candle's writer.
-fn write_gguf(path: &Path, spec: &TinySpec, weights: &Weights, format: GgmlDType, extra: &[(&str, Value)]) {
+fn write_gguf(
+    path: &Path,
+    spec: &TinySpec,
+    weights: &Weights,
+    format: GgmlDType,
+    extra: &[(&str, Value)],
+) {
     let name = spec.architecture;
     let key = |suffix: &str| format!("{name}.{suffix}");
     let number = |n: usize| Value::U32(n as u32);
     let mut metadata = vec![
-        ("general.architecture".to_owned(), Value::String(name.to_owned())),
+        (
+            "general.architecture".to_owned(),
+            Value::String(name.to_owned()),
+        ),
         (key("block_count"), number(spec.layers)),
         (key("context_length"), number(spec.context_length)),
         (key("embedding_length"), number(spec.hidden)),
@@ -74,7 +93,11 @@ fn write_gguf(path: &Path, spec: &TinySpec, weights: &Weights, format: GgmlDType
         (key("rope.freq_base"), Value::F32(10_000.0)),
     ];
     metadata.retain(|(key, _)| extra.iter().all(|(other, _)| other != key));
-    metadata.extend(extra.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    metadata.extend(
+        extra
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone())),
+    );
     let mut tensors = Vec::new();
     for (name, weight) in weights {
         let mut weight = weight.to_dtype(DType::F32).unwrap();
@@ -83,16 +106,28 @@ fn write_gguf(path: &Path, spec: &TinySpec, weights: &Weights, format: GgmlDType
         } else if spec.architecture == "llama" && name.ends_with("k_proj.weight") {
             weight = interleaved(&weight, spec.kv_heads);
         }
-        let format = if weight.rank() == 2 { format } else { GgmlDType::F32 };
+        let format = if weight.rank() == 2 {
+            format
+        } else {
+            GgmlDType::F32
+        };
         tensors.push((own_name(name), QTensor::quantize(&weight, format).unwrap()));
     }
-    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
-    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let metadata: Vec<(&str, &Value)> = metadata
+        .iter()
+        .map(|(key, value)| (key.as_str(), value))
+        .collect();
+    let tensors: Vec<(&str, &QTensor)> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor))
+        .collect();
     gguf_file::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
 }
 
 fn logits(lm: &Lm) -> Tensor {
-    let tokens: Vec<TokenId> = (0..40).map(|i| TokenId(i * 37 % lm.config().vocab as u32)).collect();
+    let tokens: Vec<TokenId> = (0..40)
+        .map(|i| TokenId(i * 37 % lm.config().vocab as u32))
+        .collect();
     lm.logits(&tokens, None, 1.0).unwrap()
 }
 
@@ -101,7 +136,10 @@ fn load(path: &Path) -> Lm {
 }
 
 fn refusal(path: &Path) -> String {
-    Lm::load(path, LoadOptions::default()).map(|_| ()).unwrap_err().to_string()
+    Lm::load(path, LoadOptions::default())
+        .map(|_| ())
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]
@@ -109,7 +147,12 @@ fn a_gguf_file_says_what_the_hf_layout_says() {
     let dir = tempfile::tempdir().unwrap();
     for architecture in ["llama", "qwen2", "qwen3"] {
         for tied in [true, false] {
-            let spec = TinySpec { architecture, tied, head_dim: Some(10), ..TinySpec::default() };
+            let spec = TinySpec {
+                architecture,
+                tied,
+                head_dim: Some(10),
+                ..TinySpec::default()
+            };
             tiny_base(dir.path(), &spec);
             let path = dir.path().join("model.gguf");
             write_gguf(&path, &spec, &tensors(dir.path()), GgmlDType::F32, &[]);
@@ -128,15 +171,26 @@ fn rope_freqs_of_gguf_are_llama3_scaling() {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 200,
     });
-    let spec = TinySpec { rope_scaling: Some(scaling), ..TinySpec::default() };
+    let spec = TinySpec {
+        rope_scaling: Some(scaling),
+        ..TinySpec::default()
+    };
     tiny_base(dir.path(), &spec);
     let folder = load(dir.path());
     let mut config = folder.config().clone();
     let scaled = config.rope_frequencies();
     config.rope_scaling = RopeScaling::None;
-    let divisors: Vec<f32> = config.rope_frequencies().iter().zip(&scaled).map(|(plain, f)| (plain / f) as f32).collect();
+    let divisors: Vec<f32> = config
+        .rope_frequencies()
+        .iter()
+        .zip(&scaled)
+        .map(|(plain, f)| (plain / f) as f32)
+        .collect();
     let mut weights = tensors(dir.path());
-    weights.insert("rope_freqs.weight".into(), Tensor::new(divisors, &Device::Cpu).unwrap());
+    weights.insert(
+        "rope_freqs.weight".into(),
+        Tensor::new(divisors, &Device::Cpu).unwrap(),
+    );
     let path = dir.path().join("model.gguf");
     write_gguf(&path, &spec, &weights, GgmlDType::F32, &[]);
     let error = relative_error(&logits(&load(&path)), &logits(&folder));
@@ -146,9 +200,22 @@ fn rope_freqs_of_gguf_are_llama3_scaling() {
 #[test]
 fn quantised_weights_are_what_their_blocks_expand_to() {
     use GgmlDType::{BF16, F16, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
-    let spec = TinySpec { hidden: 256, intermediate: 512, layers: 1, ..TinySpec::default() };
+    let spec = TinySpec {
+        hidden: 256,
+        intermediate: 512,
+        layers: 1,
+        ..TinySpec::default()
+    };
     let dir = tempfile::tempdir().unwrap();
-    let formats = [(Q8_0, "Q8_0"), (Q4_0, "Q4_0"), (Q4_1, "Q4_1"), (Q4K, "Q4_K"), (Q6K, "Q6_K"), (F16, "F16"), (BF16, "BF16")];
+    let formats = [
+        (Q8_0, "Q8_0"),
+        (Q4_0, "Q4_0"),
+        (Q4_1, "Q4_1"),
+        (Q4K, "Q4_K"),
+        (Q6K, "Q6_K"),
+        (F16, "F16"),
+        (BF16, "BF16"),
+    ];
     for (format, name) in formats {
         tiny_base(dir.path(), &spec);
         let weights = tensors(dir.path());
@@ -158,8 +225,18 @@ fn quantised_weights_are_what_their_blocks_expand_to() {
         let expanded: Weights = weights
             .into_iter()
             .map(|(name, weight)| {
-                let format = if weight.rank() == 2 { format } else { GgmlDType::F32 };
-                (name, QTensor::quantize(&weight, format).unwrap().dequantize(&Device::Cpu).unwrap())
+                let format = if weight.rank() == 2 {
+                    format
+                } else {
+                    GgmlDType::F32
+                };
+                (
+                    name,
+                    QTensor::quantize(&weight, format)
+                        .unwrap()
+                        .dequantize(&Device::Cpu)
+                        .unwrap(),
+                )
             })
             .collect();
         candle_core::safetensors::save(&expanded, dir.path().join("model.safetensors")).unwrap();
@@ -179,7 +256,10 @@ fn the_digest_is_blake3_of_the_weight_files() {
     let dir = tempfile::tempdir().unwrap();
     tiny_base(dir.path(), &TinySpec::default());
     let bytes = fs::read(dir.path().join("model.safetensors")).unwrap();
-    assert_eq!(load(dir.path()).digest(), blake3::hash(&bytes).to_hex().as_str());
+    assert_eq!(
+        load(dir.path()).digest(),
+        blake3::hash(&bytes).to_hex().as_str()
+    );
 }
 
 #[test]
@@ -189,24 +269,44 @@ fn unsupported_values_are_named_with_their_key() {
     for (key, value, named) in [
         ("hidden_act", json!("gelu"), "hidden_act = gelu"),
         ("model_type", json!("mamba"), "model_type = mamba"),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}), "rope_scaling.rope_type = yarn"),
-        ("rope_scaling", json!({"type": "linear", "factor": 4.0}), "rope_scaling.rope_type = linear"),
+        (
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 4.0}),
+            "rope_scaling.rope_type = yarn",
+        ),
+        (
+            "rope_scaling",
+            json!({"type": "linear", "factor": 4.0}),
+            "rope_scaling.rope_type = linear",
+        ),
         ("mlp_bias", json!(true), "mlp_bias = true"),
-        ("partial_rotary_factor", json!(0.5), "partial_rotary_factor = 0.5"),
+        (
+            "partial_rotary_factor",
+            json!(0.5),
+            "partial_rotary_factor = 0.5",
+        ),
         ("num_hidden_layers", json!(0), "a number of layers of 0"),
         ("num_hidden_layers", json!(u64::MAX), "a number of layers"),
-        ("num_key_value_heads", json!(3), "4 heads over 3 key/value heads"),
+        (
+            "num_key_value_heads",
+            json!(3),
+            "4 heads over 3 key/value heads",
+        ),
         ("head_dim", json!(7), "odd head size of 7"),
         ("hidden_size", json!("wide"), "hidden_size is not a size"),
         ("vocab_size", json!(null), "it has no vocab_size"),
         ("rms_norm_eps", json!(-1.0), "a norm eps of -1"),
     ] {
         tiny_base(dir.path(), &TinySpec::default());
-        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         config[key] = value;
         fs::write(&path, config.to_string()).unwrap();
         let error = refusal(dir.path());
-        assert!(error.contains(named) && error.contains("config.json"), "{key}: {error}");
+        assert!(
+            error.contains(named) && error.contains("config.json"),
+            "{key}: {error}"
+        );
     }
 }
 
@@ -218,14 +318,41 @@ fn unsupported_gguf_values_are_named_with_their_key() {
     let weights = tensors(dir.path());
     let path = dir.path().join("model.gguf");
     for (extra, format, named) in [
-        (("general.architecture", Value::String("mamba".into())), GgmlDType::F32, "general.architecture = mamba"),
-        (("llama.expert_count", Value::U32(8)), GgmlDType::F32, "llama.expert_count = 8"),
-        (("llama.rope.scaling.type", Value::String("yarn".into())), GgmlDType::F32, "llama.rope.scaling.type = yarn"),
-        (("llama.rope.dimension_count", Value::U32(4)), GgmlDType::F32, "llama.rope.dimension_count = 4"),
-        (("llama.attention.head_count", Value::String("4".into())), GgmlDType::F32, "head_count is not a whole number"),
-        (("general.name", Value::String("x".into())), GgmlDType::Q5_0, "is in Q5_0"),
+        (
+            ("general.architecture", Value::String("mamba".into())),
+            GgmlDType::F32,
+            "general.architecture = mamba",
+        ),
+        (
+            ("llama.expert_count", Value::U32(8)),
+            GgmlDType::F32,
+            "llama.expert_count = 8",
+        ),
+        (
+            ("llama.rope.scaling.type", Value::String("yarn".into())),
+            GgmlDType::F32,
+            "llama.rope.scaling.type = yarn",
+        ),
+        (
+            ("llama.rope.dimension_count", Value::U32(4)),
+            GgmlDType::F32,
+            "llama.rope.dimension_count = 4",
+        ),
+        (
+            ("llama.attention.head_count", Value::String("4".into())),
+            GgmlDType::F32,
+            "head_count is not a whole number",
+        ),
+        (
+            ("general.name", Value::String("x".into())),
+            GgmlDType::Q5_0,
+            "is in Q5_0",
+        ),
     ] {
-        let spec = TinySpec { intermediate: 64, ..spec.clone() };
+        let spec = TinySpec {
+            intermediate: 64,
+            ..spec.clone()
+        };
         let mut weights = weights.clone();
         if format == GgmlDType::Q5_0 {
             tiny_base(dir.path(), &spec);
@@ -255,13 +382,25 @@ fn missing_and_misshapen_tensors_are_named() {
     assert_eq!(folder, format!("the weights have no tensor {name}"));
     assert_eq!(gguf, "the weights have no tensor blk.1.ffn_up.weight");
     let (folder, gguf) = changed(&|weights| {
-        weights.insert(name.to_owned(), Tensor::zeros((47, 32), DType::F32, &Device::Cpu).unwrap());
+        weights.insert(
+            name.to_owned(),
+            Tensor::zeros((47, 32), DType::F32, &Device::Cpu).unwrap(),
+        );
     });
-    assert_eq!(folder, format!("the tensor {name} is [47, 32], not [48, 32]"));
-    assert_eq!(gguf, "the tensor blk.1.ffn_up.weight is [47, 32], not [48, 32]");
+    assert_eq!(
+        folder,
+        format!("the tensor {name} is [47, 32], not [48, 32]")
+    );
+    assert_eq!(
+        gguf,
+        "the tensor blk.1.ffn_up.weight is [47, 32], not [48, 32]"
+    );
     tiny_base(dir.path(), &spec);
     let mut weights = tensors(dir.path());
-    weights.insert(name.to_owned(), Tensor::zeros((48, 32), DType::U32, &Device::Cpu).unwrap());
+    weights.insert(
+        name.to_owned(),
+        Tensor::zeros((48, 32), DType::U32, &Device::Cpu).unwrap(),
+    );
     candle_core::safetensors::save(&weights, dir.path().join("model.safetensors")).unwrap();
     let folder = refusal(dir.path());
     assert!(folder.contains("is in U32"), "{folder}");
@@ -274,9 +413,16 @@ fn a_shard_index_reads_only_beside_itself() {
     fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     for file in ["../elsewhere.safetensors", "/etc/passwd", "..", ""] {
         let index = json!({"weight_map": {"model.norm.weight": file}});
-        fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+        fs::write(
+            dir.path().join("model.safetensors.index.json"),
+            index.to_string(),
+        )
+        .unwrap();
         let error = refusal(dir.path());
-        assert!(error.contains("is not the name of a file beside it"), "{file}: {error}");
+        assert!(
+            error.contains("is not the name of a file beside it"),
+            "{file}: {error}"
+        );
     }
     assert!(refusal(&dir.path().join("absent.gguf")).contains("cannot read"));
     assert!(refusal(Path::new("/dev/null")).contains("damaged"));
@@ -284,7 +430,15 @@ fn a_shard_index_reads_only_beside_itself() {
 
 /// A tiny model's two weight files.
 fn two_files(dir: &Path) -> [PathBuf; 2] {
-    let spec = TinySpec { layers: 1, hidden: 8, intermediate: 8, heads: 2, kv_heads: 1, vocab: 16, ..TinySpec::default() };
+    let spec = TinySpec {
+        layers: 1,
+        hidden: 8,
+        intermediate: 8,
+        heads: 2,
+        kv_heads: 1,
+        vocab: 16,
+        ..TinySpec::default()
+    };
     tiny_base(dir, &spec);
     let gguf = dir.join("model.gguf");
     write_gguf(&gguf, &spec, &tensors(dir), GgmlDType::F32, &[]);
@@ -293,7 +447,14 @@ fn two_files(dir: &Path) -> [PathBuf; 2] {
 
 /// What loads the file: the folder for safetensors, itself for GGUF.
 fn model_of(file: &Path) -> &Path {
-    if file.extension().is_some_and(|extension| extension == "gguf") { file } else { file.parent().unwrap() }
+    if file
+        .extension()
+        .is_some_and(|extension| extension == "gguf")
+    {
+        file
+    } else {
+        file.parent().unwrap()
+    }
 }
 
 #[test]
@@ -304,7 +465,11 @@ fn a_file_cut_anywhere_is_refused() {
         for length in (0..whole.len()).step_by(7).chain([whole.len() - 1]) {
             fs::write(&file, &whole[..length]).unwrap();
             let error = refusal(model_of(&file));
-            assert!(error.contains("is damaged"), "{} cut at {length}: {error}", file.display());
+            assert!(
+                error.contains("is damaged"),
+                "{} cut at {length}: {error}",
+                file.display()
+            );
         }
     }
 }
@@ -323,7 +488,10 @@ fn a_header_that_claims_too_much_is_refused() {
     let mut longer = whole;
     longer.push(0);
     fs::write(&safetensors, longer).unwrap();
-    assert!(refusal(dir.path()).contains("is damaged"), "a byte too many");
+    assert!(
+        refusal(dir.path()).contains("is damaged"),
+        "a byte too many"
+    );
 }
 
 #[test]

@@ -4,6 +4,12 @@
 //! Prints each case with its largest relative (Frobenius) error. Start at the tests, one for each kind
 //! of case.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests; each case reports its largest error"
+)]
+
 use std::{
     collections::HashMap,
     fs,
@@ -12,7 +18,7 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 use generator::{Module, SiteId, State, Strategy};
-use lm::{KvCache, LoadOptions, Lm, Row, TokenId, Windows};
+use lm::{KvCache, Lm, LoadOptions, Row, TokenId, Windows};
 use testkit::relative_error;
 
 type Vectors = HashMap<String, Tensor>;
@@ -21,7 +27,10 @@ type Vectors = HashMap<String, Tensor>;
 fn golden() -> Option<PathBuf> {
     let default = testkit::repository_root().join("../shared/golden");
     if std::env::var_os("IMPRINT_GOLDEN_DIR").is_none() && !default.is_dir() {
-        println!("no reference vectors at {}: nothing compared (set IMPRINT_GOLDEN_DIR)", default.display());
+        println!(
+            "no reference vectors at {}: nothing compared (set IMPRINT_GOLDEN_DIR)",
+            default.display()
+        );
         return None;
     }
     Some(testkit::golden_dir())
@@ -32,7 +41,12 @@ fn read(path: &Path) -> Vectors {
 }
 
 fn tokens(tensor: &Tensor) -> Vec<TokenId> {
-    tensor.to_vec1::<i64>().unwrap().into_iter().map(|id| TokenId(u32::try_from(id).unwrap())).collect()
+    tensor
+        .to_vec1::<i64>()
+        .unwrap()
+        .into_iter()
+        .map(|id| TokenId(u32::try_from(id).unwrap()))
+        .collect()
 }
 
 /// The largest error of a case, and where.
@@ -45,13 +59,23 @@ struct Report {
 
 impl Report {
     fn new(case: &str, tolerance: f64) -> Self {
-        Self { case: case.to_owned(), tolerance, largest: (0.0, String::new()), compared: 0 }
+        Self {
+            case: case.to_owned(),
+            tolerance,
+            largest: (0.0, String::new()),
+            compared: 0,
+        }
     }
 
     fn compare(&mut self, what: &str, got: &Tensor, want: &Tensor) {
         assert_eq!(got.dims(), want.dims(), "{}: {what}", self.case);
         let error = relative_error(got, &want.to_dtype(DType::F32).unwrap());
-        assert!(error <= self.tolerance, "{} {what}: {error:.2e} is over {:.0e}", self.case, self.tolerance);
+        assert!(
+            error <= self.tolerance,
+            "{} {what}: {error:.2e} is over {:.0e}",
+            self.case,
+            self.tolerance
+        );
         if error >= self.largest.0 {
             self.largest = (error, what.to_owned());
         }
@@ -59,7 +83,12 @@ impl Report {
     }
 
     fn finish(self) {
-        let Self { case, tolerance, largest: (error, at), compared } = self;
+        let Self {
+            case,
+            tolerance,
+            largest: (error, at),
+            compared,
+        } = self;
         assert!(compared > 0, "{case} compared nothing");
         println!("case {case}: {error:.1e} at {at} ({compared} tensors within {tolerance:.0e})");
     }
@@ -68,10 +97,17 @@ impl Report {
 #[test]
 fn golden_cases_of_the_published_form_agree() {
     let Some(folder) = golden() else { return };
-    let mut cases: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut cases: Vec<PathBuf> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     cases.retain(|path| path.join("base").is_dir() && path.join("generator").is_dir());
     cases.sort();
-    assert!(!cases.is_empty(), "no case with base/ and generator/ under {}", folder.display());
+    assert!(
+        !cases.is_empty(),
+        "no case with base/ and generator/ under {}",
+        folder.display()
+    );
     for case in cases {
         published(&case);
     }
@@ -85,14 +121,26 @@ fn published(case: &Path) {
     let generator = lm.generator().unwrap();
     let (context, query) = (tokens(&expected["context"]), tokens(&expected["query"]));
 
-    report.compare("base.logits", &lm.logits(&query, None, 1.0).unwrap(), &expected["base.logits"]);
-    for (layer, hidden) in lm.hidden_states(&query, None, 1.0).unwrap().iter().enumerate() {
+    report.compare(
+        "base.logits",
+        &lm.logits(&query, None, 1.0).unwrap(),
+        &expected["base.logits"],
+    );
+    for (layer, hidden) in lm
+        .hidden_states(&query, None, 1.0)
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
         if let Some(want) = expected.get(&format!("base.hidden.{layer}")) {
             report.compare(&format!("base.hidden.{layer}"), hidden, want);
         }
     }
 
-    let mut strategies: Vec<&str> = expected.keys().filter_map(|key| key.strip_suffix(".exact.logits")).collect();
+    let mut strategies: Vec<&str> = expected
+        .keys()
+        .filter_map(|key| key.strip_suffix(".exact.logits"))
+        .collect();
     strategies.sort_unstable();
     assert!(!strategies.is_empty(), "{}: no strategy", report.case);
     for name in strategies {
@@ -102,13 +150,26 @@ fn published(case: &Path) {
             "sequential" | "sequential-long" => Strategy::Sequential,
             other => panic!("unknown strategy {other}"),
         };
-        let state = lm.encode(&context, strategy, Windows::Equalised(generator.config().window)).unwrap();
+        let state = lm
+            .encode(
+                &context,
+                strategy,
+                Windows::Equalised(generator.config().window),
+            )
+            .unwrap();
         let core = generator.read_out(&state).unwrap();
         for (key, want) in &expected {
-            let Some(rest) = key.strip_prefix(&format!("{name}.exact.layer.")) else { continue };
+            let Some(rest) = key.strip_prefix(&format!("{name}.exact.layer.")) else {
+                continue;
+            };
             let [layer, module, kind] = rest.split('.').collect::<Vec<_>>().try_into().unwrap();
-            let id = SiteId { layer: layer.parse().unwrap(), module: Module::from_name(module).unwrap() };
-            let site = generator.site_index(id).unwrap_or_else(|| panic!("{}: no site {id}", report.case));
+            let id = SiteId {
+                layer: layer.parse().unwrap(),
+                module: Module::from_name(module).unwrap(),
+            };
+            let site = generator
+                .site_index(id)
+                .unwrap_or_else(|| panic!("{}: no site {id}", report.case));
             let got = match kind {
                 "state" => state.sums(site).unwrap().0.clone(),
                 "delta" => generator.delta_weight(site, &core).unwrap(),
@@ -117,32 +178,55 @@ fn published(case: &Path) {
             report.compare(key, &got, want);
         }
         let logits = lm.logits(&query, Some(&core), 1.0).unwrap();
-        report.compare(&format!("{name}.exact.logits"), &logits, &expected[&format!("{name}.exact.logits")]);
+        report.compare(
+            &format!("{name}.exact.logits"),
+            &logits,
+            &expected[&format!("{name}.exact.logits")],
+        );
     }
     report.finish();
 }
 
 #[test]
 fn golden_smollm2_agrees_quantised_and_dequantised() {
-    let Some(folder) = golden().map(|folder| folder.join("smollm2-135m")).filter(|folder| folder.is_dir()) else { return };
+    let Some(folder) = golden()
+        .map(|folder| folder.join("smollm2-135m"))
+        .filter(|folder| folder.is_dir())
+    else {
+        return;
+    };
     let expected = read(&folder.join("expected.safetensors"));
-    let prompts: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("prompts.json")).unwrap()).unwrap();
+    let prompts: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.join("prompts.json")).unwrap()).unwrap();
     for (kind, dequantize, tolerance) in [("quantised", false, 1e-2), ("dequantised", true, 1e-4)] {
         let mut report = Report::new(&format!("smollm2-135m {kind}"), tolerance);
         let lm = Lm::load(&testkit::smollm2_gguf(), LoadOptions { dequantize }).unwrap();
         for (index, prompt) in prompts.as_array().unwrap().iter().enumerate() {
             let ids = |key: &str| -> Vec<TokenId> {
                 let ids = prompt[key].as_array().unwrap().iter();
-                ids.map(|id| TokenId(u32::try_from(id.as_u64().unwrap()).unwrap())).collect()
+                ids.map(|id| TokenId(u32::try_from(id.as_u64().unwrap()).unwrap()))
+                    .collect()
             };
             let prompt = ids("ids_with_bos");
             let logits = lm.logits(&prompt, None, 1.0).unwrap(); // [T, V]
             let last = logits.get(prompt.len() - 1).unwrap(); // [V]
-            report.compare(&format!("{index}.last_logits"), &last, &expected[&format!("{index}.last_logits")]);
+            report.compare(
+                &format!("{index}.last_logits"),
+                &last,
+                &expected[&format!("{index}.last_logits")],
+            );
             let next = Tensor::new(logprobs_of_next(&logits, &prompt), &Device::Cpu).unwrap();
-            report.compare(&format!("{index}.logprob_of_next"), &next, &expected[&format!("{index}.logprob_of_next")]);
+            report.compare(
+                &format!("{index}.logprob_of_next"),
+                &next,
+                &expected[&format!("{index}.logprob_of_next")],
+            );
             let greedy = ids("greedy");
-            assert_eq!(generate_greedily(&lm, &prompt, greedy.len()), greedy, "{kind} prompt {index}");
+            assert_eq!(
+                generate_greedily(&lm, &prompt, greedy.len()),
+                greedy,
+                "{kind} prompt {index}"
+            );
         }
         report.finish();
     }
@@ -155,7 +239,10 @@ fn logprobs_of_next(logits: &Tensor, tokens: &[TokenId]) -> Vec<f32> {
     pairs
         .map(|(row, next)| {
             let largest = row.iter().copied().fold(f32::MIN, f32::max);
-            let sum: f64 = row.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
+            let sum: f64 = row
+                .iter()
+                .map(|&logit| f64::from(logit - largest).exp())
+                .sum();
             (f64::from(row[next.0 as usize] - largest) - sum.ln()) as f32
         })
         .collect()
@@ -178,7 +265,13 @@ fn generate_greedily(lm: &Lm, prompt: &[TokenId], count: usize) -> Vec<TokenId> 
             logits: 1,
         };
         let logits = lm.forward(&mut [row], &kv).unwrap().logits.unwrap(); // [1, V]
-        let best = logits.get(0).unwrap().argmax(0).unwrap().to_scalar::<u32>().unwrap();
+        let best = logits
+            .get(0)
+            .unwrap()
+            .argmax(0)
+            .unwrap()
+            .to_scalar::<u32>()
+            .unwrap();
         position += next.len();
         next = vec![TokenId(best)];
         generated.push(TokenId(best));
@@ -190,7 +283,10 @@ fn generate_greedily(lm: &Lm, prompt: &[TokenId], count: usize) -> Vec<TokenId> 
 fn associative(file: &str) -> Option<(Lm, Vectors)> {
     let folder = golden()?.join("../generator-smollm2");
     if !folder.is_dir() {
-        println!("no associative vectors at {}: nothing compared", folder.display());
+        println!(
+            "no associative vectors at {}: nothing compared",
+            folder.display()
+        );
         return None;
     }
     let mut lm = Lm::load(&testkit::smollm2_gguf(), LoadOptions::default()).unwrap();
@@ -203,9 +299,14 @@ fn compare_state(report: &mut Report, lm: &Lm, state: &State, expected: &Vectors
     let generator = lm.generator().unwrap();
     let core = generator.read_out(state).unwrap();
     for (key, want) in expected {
-        let Some(rest) = key.strip_prefix(&format!("{prefix}layer.")) else { continue };
+        let Some(rest) = key.strip_prefix(&format!("{prefix}layer.")) else {
+            continue;
+        };
         let (layer, kind) = rest.split_once('.').unwrap();
-        let id = SiteId { layer: layer.parse().unwrap(), module: Module::DownProj };
+        let id = SiteId {
+            layer: layer.parse().unwrap(),
+            module: Module::DownProj,
+        };
         let site = generator.site_index(id).unwrap();
         let (s, g) = state.sums(site).unwrap();
         let got = match kind {
@@ -220,25 +321,50 @@ fn compare_state(report: &mut Report, lm: &Lm, state: &State, expected: &Vectors
 
 #[test]
 fn golden_associative_window_agrees() {
-    let Some((lm, expected)) = associative("expected.safetensors") else { return };
+    let Some((lm, expected)) = associative("expected.safetensors") else {
+        return;
+    };
     let mut report = Report::new("generator-smollm2 expected", 1e-3);
     let (context, query) = (tokens(&expected["context"]), tokens(&expected["query"]));
-    let state = lm.encode(&context, Strategy::Parallel, Windows::Fixed(256)).unwrap();
+    let state = lm
+        .encode(&context, Strategy::Parallel, Windows::Fixed(256))
+        .unwrap();
     compare_state(&mut report, &lm, &state, &expected, "");
     let core = lm.generator().unwrap().read_out(&state).unwrap();
-    report.compare("base.logits", &lm.logits(&query, None, 1.0).unwrap(), &expected["base.logits"]);
-    report.compare("adapted.logits", &lm.logits(&query, Some(&core), 1.0).unwrap(), &expected["adapted.logits"]);
+    report.compare(
+        "base.logits",
+        &lm.logits(&query, None, 1.0).unwrap(),
+        &expected["base.logits"],
+    );
+    report.compare(
+        "adapted.logits",
+        &lm.logits(&query, Some(&core), 1.0).unwrap(),
+        &expected["adapted.logits"],
+    );
     report.finish();
 }
 
 #[test]
 fn golden_associative_streams_agree() {
-    let Some((lm, expected)) = associative("streams.safetensors") else { return };
+    let Some((lm, expected)) = associative("streams.safetensors") else {
+        return;
+    };
     let mut report = Report::new("generator-smollm2 streams", 1e-3);
     let generator = lm.generator().unwrap();
     let number = |key: &str| usize::try_from(expected[key].to_vec1::<i64>().unwrap()[0]).unwrap();
-    let (a, b, query) = (tokens(&expected["document.a"]), tokens(&expected["document.b"]), tokens(&expected["query"]));
-    let encode = |document: &[TokenId]| lm.encode(document, Strategy::Parallel, Windows::Fixed(number("window"))).unwrap();
+    let (a, b, query) = (
+        tokens(&expected["document.a"]),
+        tokens(&expected["document.b"]),
+        tokens(&expected["query"]),
+    );
+    let encode = |document: &[TokenId]| {
+        lm.encode(
+            document,
+            Strategy::Parallel,
+            Windows::Fixed(number("window")),
+        )
+        .unwrap()
+    };
     let (of_a, of_b, flushed) = (encode(&a), encode(&b), encode(&a[..number("flush.length")]));
     let sum = |weight: f32| {
         let mut state = generator.new_state().unwrap();
@@ -246,7 +372,13 @@ fn golden_associative_streams_agree() {
         state.add(&of_b, 1.0).unwrap();
         state
     };
-    let cases = [("a", &of_a), ("b", &of_b), ("flush", &flushed), ("ab", &sum(1.0)), ("half_a_plus_b", &sum(0.5))];
+    let cases = [
+        ("a", &of_a),
+        ("b", &of_b),
+        ("flush", &flushed),
+        ("ab", &sum(1.0)),
+        ("half_a_plus_b", &sum(0.5)),
+    ];
     for (name, state) in cases {
         compare_state(&mut report, &lm, state, &expected, &format!("{name}."));
         let core = generator.read_out(state).unwrap();

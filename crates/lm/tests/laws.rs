@@ -1,9 +1,11 @@
 //! The forward's laws, bit for bit: a row in a batch is the row alone, decode is prefill, a window cut
 //! anywhere is the window at once, and without a core nothing is added.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use candle_core::Tensor;
 use generator::{Core, Strategy, Window};
-use lm::{KvCache, LoadOptions, Lm, Row, TokenId, Windows};
+use lm::{KvCache, Lm, LoadOptions, Row, TokenId, Windows};
 use proptest::prelude::*;
 use testkit::{Form, GeneratorSpec, Random, TinySpec, cut, cuts, tiny_base, tiny_generator};
 
@@ -11,11 +13,26 @@ const BLOCK: usize = 4;
 const BLOCKS_PER_ROW: usize = 12;
 
 /// A tiny decoder with sites in the middle of it and of its layers.
-fn model(architecture: &'static str, form: Form, modules: Vec<&'static str>, layers: Option<Vec<usize>>) -> Lm {
+fn model(
+    architecture: &'static str,
+    form: Form,
+    modules: Vec<&'static str>,
+    layers: Option<Vec<usize>>,
+) -> Lm {
     let dir = tempfile::tempdir().unwrap();
-    let base = TinySpec { architecture, layers: 3, sliding_window: (architecture == "mistral").then_some(7), ..TinySpec::default() };
+    let base = TinySpec {
+        architecture,
+        layers: 3,
+        sliding_window: (architecture == "mistral").then_some(7),
+        ..TinySpec::default()
+    };
     tiny_base(&dir.path().join("base"), &base);
-    let spec = GeneratorSpec { form, modules, layers, ..GeneratorSpec::default() };
+    let spec = GeneratorSpec {
+        form,
+        modules,
+        layers,
+        ..GeneratorSpec::default()
+    };
     tiny_generator(&dir.path().join("generator"), &base, &spec);
     let mut lm = Lm::load(&dir.path().join("base"), LoadOptions::default()).unwrap();
     lm.attach_generator(&dir.path().join("generator")).unwrap();
@@ -25,24 +42,54 @@ fn model(architecture: &'static str, form: Form, modules: Vec<&'static str>, lay
 fn models() -> Vec<Lm> {
     vec![
         model("llama", Form::Associative, vec!["down_proj"], None),
-        model("mistral", Form::Published, vec!["o_proj", "down_proj"], None),
-        model("qwen2", Form::Associative, vec!["q_proj", "up_proj"], Some(vec![0, 1])),
-        model("qwen3", Form::Published, vec!["k_proj", "v_proj", "gate_proj"], Some(vec![1])),
+        model(
+            "mistral",
+            Form::Published,
+            vec!["o_proj", "down_proj"],
+            None,
+        ),
+        model(
+            "qwen2",
+            Form::Associative,
+            vec!["q_proj", "up_proj"],
+            Some(vec![0, 1]),
+        ),
+        model(
+            "qwen3",
+            Form::Published,
+            vec!["k_proj", "v_proj", "gate_proj"],
+            Some(vec![1]),
+        ),
     ]
 }
 
 fn random_tokens(seed: u64, count: usize) -> Vec<TokenId> {
     let mut random = Random::new(seed);
-    (0..count).map(|_| TokenId(random.below(288) as u32)).collect()
+    (0..count)
+        .map(|_| TokenId(random.below(288) as u32))
+        .collect()
 }
 
 fn core(lm: &Lm, seed: u64) -> Core {
-    let state = lm.encode(&random_tokens(seed, 19), Strategy::Parallel, Windows::Fixed(8)).unwrap();
+    let state = lm
+        .encode(
+            &random_tokens(seed, 19),
+            Strategy::Parallel,
+            Windows::Fixed(8),
+        )
+        .unwrap();
     lm.generator().unwrap().read_out(&state).unwrap()
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
-    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    tensor
+        .flatten_all()
+        .unwrap()
+        .to_vec1::<f32>()
+        .unwrap()
+        .into_iter()
+        .map(f32::to_bits)
+        .collect()
 }
 
 /// All sums of a window.
@@ -70,9 +117,22 @@ struct Spec {
 
 fn spec() -> impl Strategy_<Value = Spec> {
     let scale = prop_oneof![Just(1.0_f32), Just(0.4), Just(0.0)];
-    (0_usize..12, 1_usize..12, prop::option::of(0_usize..2), scale, any::<bool>(), 0_usize..12).prop_map(
-        |(before, len, core, scale, writes, logits)| Spec { before, len, core, scale, writes, logits: logits.min(len) },
+    (
+        0_usize..12,
+        1_usize..12,
+        prop::option::of(0_usize..2),
+        scale,
+        any::<bool>(),
+        0_usize..12,
     )
+        .prop_map(|(before, len, core, scale, writes, logits)| Spec {
+            before,
+            len,
+            core,
+            scale,
+            writes,
+            logits: logits.min(len),
+        })
 }
 
 use proptest::strategy::Strategy as Strategy_;
@@ -80,20 +140,36 @@ use proptest::strategy::Strategy as Strategy_;
 /// Runs the rows, all in one forward or each in its own, and returns each one's logits and sums.
 fn run(lm: &Lm, specs: &[Spec], cores: &[Core], together: bool) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
     let kv = KvCache::new(lm.config(), specs.len() * BLOCKS_PER_ROW, BLOCK).unwrap();
-    let tokens: Vec<_> = (0..specs.len()).map(|row| random_tokens(row as u64, specs[row].before + specs[row].len)).collect();
+    let tokens: Vec<_> = (0..specs.len())
+        .map(|row| random_tokens(row as u64, specs[row].before + specs[row].len))
+        .collect();
     // Blocks of different rows alternate, last ones first.
     let count = (specs.len() * BLOCKS_PER_ROW) as u32;
-    let blocks: Vec<Vec<u32>> =
-        (0..specs.len()).map(|row| (0..BLOCKS_PER_ROW).map(|i| count - 1 - (i * specs.len() + row) as u32).collect()).collect();
-    let mut windows: Vec<_> =
-        specs.iter().map(|spec| spec.writes.then(|| lm.generator().unwrap().new_window().unwrap())).collect();
+    let blocks: Vec<Vec<u32>> = (0..specs.len())
+        .map(|row| {
+            (0..BLOCKS_PER_ROW)
+                .map(|i| count - 1 - (i * specs.len() + row) as u32)
+                .collect()
+        })
+        .collect();
+    let mut windows: Vec<_> = specs
+        .iter()
+        .map(|spec| {
+            spec.writes
+                .then(|| lm.generator().unwrap().new_window().unwrap())
+        })
+        .collect();
     let vocab = lm.config().vocab;
 
     let mut logits = vec![Vec::new(); specs.len()];
     for second in [false, true] {
         let mut rows = Vec::new();
         for (index, (spec, window)) in specs.iter().zip(&mut windows).enumerate() {
-            let range = if second { spec.before..spec.before + spec.len } else { 0..spec.before };
+            let range = if second {
+                spec.before..spec.before + spec.len
+            } else {
+                0..spec.before
+            };
             if range.is_empty() {
                 continue;
             }
@@ -106,24 +182,41 @@ fn run(lm: &Lm, specs: &[Spec], cores: &[Core], together: bool) -> Vec<(Vec<u32>
                 window: window.as_mut(),
                 lookahead: None,
                 // The prefix of a row that later wants logits has to fill all layers' caches.
-                logits: if second { spec.logits } else { usize::from(spec.logits > 0) },
+                logits: if second {
+                    spec.logits
+                } else {
+                    usize::from(spec.logits > 0)
+                },
             };
             rows.push((index, row));
         }
-        let group = if second && together { rows.len().max(1) } else { 1 };
+        let group = if second && together {
+            rows.len().max(1)
+        } else {
+            1
+        };
         while !rows.is_empty() {
-            let (indices, mut batch): (Vec<_>, Vec<_>) = rows.drain(..group.min(rows.len())).unzip();
+            let (indices, mut batch): (Vec<_>, Vec<_>) =
+                rows.drain(..group.min(rows.len())).unzip();
             let output = lm.forward(&mut batch, &kv).unwrap().logits;
             if let Some(output) = output.filter(|_| second) {
                 let mut all = bits(&output);
-                assert_eq!(all.len(), indices.iter().map(|&i| specs[i].logits * vocab).sum::<usize>());
+                assert_eq!(
+                    all.len(),
+                    indices
+                        .iter()
+                        .map(|&i| specs[i].logits * vocab)
+                        .sum::<usize>()
+                );
                 for index in indices {
                     logits[index] = all.drain(..specs[index].logits * vocab).collect();
                 }
             }
         }
     }
-    let sums = windows.iter().map(|window| window.as_ref().map(|w| sums(lm, w)).unwrap_or_default());
+    let sums = windows
+        .iter()
+        .map(|window| window.as_ref().map(|w| sums(lm, w)).unwrap_or_default());
     logits.into_iter().zip(sums).collect()
 }
 
@@ -151,7 +244,11 @@ fn decode_is_prefill_and_a_window_in_pieces_is_the_window_at_once() {
             let blocks: Vec<u32> = (0..BLOCKS_PER_ROW as u32).rev().collect();
             let mut window = lm.generator().unwrap().new_window().unwrap();
             let (mut position, mut logits) = (0, Vec::new());
-            for (index, tokens) in pieces.iter().enumerate().filter(|(_, piece)| !piece.is_empty()) {
+            for (index, tokens) in pieces
+                .iter()
+                .enumerate()
+                .filter(|(_, piece)| !piece.is_empty())
+            {
                 let end = position + tokens.len();
                 let row = Row {
                     tokens,
@@ -160,7 +257,10 @@ fn decode_is_prefill_and_a_window_in_pieces_is_the_window_at_once() {
                     core,
                     scale: 1.0,
                     window: Some(&mut window),
-                    lookahead: whole.get(end).copied().filter(|_| known[index % known.len()]),
+                    lookahead: whole
+                        .get(end)
+                        .copied()
+                        .filter(|_| known[index % known.len()]),
                     logits: if wanted { tokens.len() } else { 0 },
                 };
                 let output = lm.forward(&mut [row], &kv).unwrap().logits;
@@ -173,7 +273,10 @@ fn decode_is_prefill_and_a_window_in_pieces_is_the_window_at_once() {
             let (logits, written) = read(&[&whole], core, &[false], true);
             assert_eq!(logits.len(), whole.len() * lm.config().vocab);
             let (none, fast) = read(&[&whole], core, &[false], false);
-            assert!(none.is_empty() && fast == written, "rows that only write stop early");
+            assert!(
+                none.is_empty() && fast == written,
+                "rows that only write stop early"
+            );
             proptest!(ProptestConfig::with_cases(16), |(cuts in cuts(), known in prop::collection::vec(any::<bool>(), 1..8))| {
                 let pieces = cut(&whole, &cuts);
                 let (pieced, sums) = read(&pieces, core, &known, true);
@@ -191,11 +294,24 @@ fn without_a_core_or_with_scale_zero_a_row_is_the_bare_model() {
     let tokens = random_tokens(9, 21);
     for lm in models() {
         let core = core(&lm, 77);
-        let empty = lm.generator().unwrap().read_out(&lm.generator().unwrap().new_state().unwrap()).unwrap();
+        let empty = lm
+            .generator()
+            .unwrap()
+            .read_out(&lm.generator().unwrap().new_state().unwrap())
+            .unwrap();
         let bare = bits(&lm.logits(&tokens, None, 1.0).unwrap());
-        assert!(bits(&lm.logits(&tokens, Some(&core), 0.0).unwrap()) == bare, "scale 0");
-        assert!(bits(&lm.logits(&tokens, Some(&empty), 1.0).unwrap()) == bare, "an empty state");
-        assert!(bits(&lm.logits(&tokens, Some(&core), 1.0).unwrap()) != bare, "a core changes logits");
+        assert!(
+            bits(&lm.logits(&tokens, Some(&core), 0.0).unwrap()) == bare,
+            "scale 0"
+        );
+        assert!(
+            bits(&lm.logits(&tokens, Some(&empty), 1.0).unwrap()) == bare,
+            "an empty state"
+        );
+        assert!(
+            bits(&lm.logits(&tokens, Some(&core), 1.0).unwrap()) != bare,
+            "a core changes logits"
+        );
     }
 }
 
@@ -203,13 +319,24 @@ fn without_a_core_or_with_scale_zero_a_row_is_the_bare_model() {
 fn windows_read_together_are_windows_read_alone() {
     let context = random_tokens(3, 61);
     for lm in models() {
-        let together = lm.encode(&context, Strategy::Parallel, Windows::Fixed(8)).unwrap();
+        let together = lm
+            .encode(&context, Strategy::Parallel, Windows::Fixed(8))
+            .unwrap();
         let mut alone = lm.generator().unwrap().new_state().unwrap();
         for window in context.chunks(8) {
-            alone.add(&lm.encode(window, Strategy::Concat, Windows::Fixed(1)).unwrap(), 1.0).unwrap();
+            alone
+                .add(
+                    &lm.encode(window, Strategy::Concat, Windows::Fixed(1))
+                        .unwrap(),
+                    1.0,
+                )
+                .unwrap();
         }
         for site in 0..lm.generator().unwrap().sites().len() {
-            assert_eq!(bits(together.sums(site).unwrap().0), bits(alone.sums(site).unwrap().0));
+            assert_eq!(
+                bits(together.sums(site).unwrap().0),
+                bits(alone.sums(site).unwrap().0)
+            );
         }
     }
 }

@@ -9,7 +9,12 @@ use crate::files::FileError;
 
 fn read(bytes: &[u8]) -> Result<Gguf, FileError> {
     let path = std::path::Path::new("memory.gguf");
-    read_header(&mut Input { path, inner: Cursor::new(bytes), position: 0, length: bytes.len() as u64 })
+    read_header(&mut Input {
+        path,
+        inner: Cursor::new(bytes),
+        position: 0,
+        length: bytes.len() as u64,
+    })
 }
 
 fn string(text: &str) -> Vec<u8> {
@@ -54,9 +59,15 @@ fn a_small_file_reads_back() {
     let gguf = read(&small()).unwrap();
     assert_eq!(gguf.string("general.architecture").unwrap(), Some("llama"));
     assert_eq!(gguf.u64("llama.block_count").unwrap(), Some(7));
-    assert_eq!(gguf.value("words"), Some(&Value::Array(Array::String(vec!["a".into(), "bc".into()]))));
+    assert_eq!(
+        gguf.value("words"),
+        Some(&Value::Array(Array::String(vec!["a".into(), "bc".into()])))
+    );
     assert_eq!(gguf.string("absent").unwrap(), None);
-    assert!(gguf.u64("general.architecture").is_err(), "a string is no number");
+    assert!(
+        gguf.u64("general.architecture").is_err(),
+        "a string is no number"
+    );
     let (x, y) = (gguf.tensor("x").unwrap(), gguf.tensor("y").unwrap());
     assert_eq!((x.bytes, y.bytes), (32, 18));
     assert_eq!(y.offset - x.offset, 32);
@@ -112,7 +123,11 @@ fn the_real_file_reads_as_candle_reads_it() {
         let own = ours.tensor(name).unwrap();
         let shape: Vec<u64> = info.shape.dims().iter().rev().map(|&d| d as u64).collect();
         assert_eq!(own.shape, shape, "{name}");
-        assert_eq!(own.offset, theirs.tensor_data_offset + info.offset, "{name}");
+        assert_eq!(
+            own.offset,
+            theirs.tensor_data_offset + info.offset,
+            "{name}"
+        );
     }
     let tokens = ours.strings("tokenizer.ggml.tokens").unwrap().unwrap();
     assert_eq!(tokens.len(), 49_152);
