@@ -236,24 +236,32 @@ impl Task<'_> {
         let (out, width) = (self.panels.out_features, self.panels.in_features);
         for panel in (first..last).step_by(P) {
             let mut sums = [[isa.splat(0.0); M]; P];
-            let groups: [*const u8; P] = std::array::from_fn(|p| self.panels.panel(panel + p).as_ptr());
-            for group in 0..width / F::GROUP {
-                // SAFETY: a panel has in / GROUP groups of BYTES bytes, a row of x has `in` floats.
+            let mut group = [std::ptr::null::<u8>(); P];
+            for p in 0..P {
+                group[p] = self.panels.panel(panel + p).as_ptr();
+            }
+            let mut x = self.x.as_ptr();
+            for _ in 0..width / F::GROUP {
+                // SAFETY: a panel has in / GROUP groups of BYTES bytes, a row of x has `in` floats; the addresses
+                // behind the last group are computed but not read.
                 unsafe {
-                    let at = groups.map(|panel| panel.add(group * F::BYTES));
-                    let scales = at.map(|at| F::scales(isa, at));
-                    let x_at = self.x.as_ptr().add(group * F::GROUP);
-                    let step = |k: usize, sums: &mut [[I::V; M]; P]| {
-                        let x: [I::V; M] = std::array::from_fn(|m| isa.splat(*x_at.add(m * width + k)));
-                        for p in 0..P {
-                            let w = F::weights(isa, at[p], &scales[p], k);
-                            for m in 0..M {
-                                sums[p][m] = isa.fma(x[m], w, sums[p][m]);
-                            }
-                        }
-                    };
-                    each::<F>(|k| step(k, &mut sums));
+                    let mut scales = [F::scales(isa, group[0]); P];
+                    for p in 1..P {
+                        scales[p] = F::scales(isa, group[p]);
+                    }
+                    if F::GROUP == 1 {
+                        fused_step::<I, F, M, P>(isa, x, width, &group, &scales, 0, &mut sums);
+                    }
+                    // In pairs: two inputs' nibbles share bytes.
+                    for pair in 0..F::GROUP / 2 {
+                        fused_step::<I, F, M, P>(isa, x, width, &group, &scales, 2 * pair, &mut sums);
+                        fused_step::<I, F, M, P>(isa, x, width, &group, &scales, 2 * pair + 1, &mut sums);
+                    }
                 }
+                for group in &mut group {
+                    *group = group.wrapping_add(F::BYTES);
+                }
+                x = x.wrapping_add(F::GROUP);
             }
             for (p, sums) in sums.iter().enumerate() {
                 let column = (panel + p) * LANES;
@@ -285,7 +293,14 @@ impl Task<'_> {
                         let at = base.add((from / F::GROUP + group) * F::BYTES);
                         let scales = F::scales(isa, at);
                         let to = scratch.as_mut_ptr().add(group * F::GROUP * LANES);
-                        each::<F>(|k| isa.store(to.add(k * LANES), F::weights(isa, at, &scales, k)));
+                        if F::GROUP == 1 {
+                            isa.store(to, F::weights(isa, at, &scales, 0));
+                        }
+                        for pair in 0..F::GROUP / 2 {
+                            let k = 2 * pair;
+                            isa.store(to.add(k * LANES), F::weights(isa, at, &scales, k));
+                            isa.store(to.add((k + 1) * LANES), F::weights(isa, at, &scales, k + 1));
+                        }
                     }
                     multiply(
                         Left { at: self.x.as_ptr().add(from), row: width },
@@ -301,14 +316,30 @@ impl Task<'_> {
     }
 }
 
-/// Calls for each input of a group; in pairs, since two inputs' nibbles share bytes.
+/// sums[p][m] = fma(x[m, k], w_p[k], sums[p][m]) for input k of a group.
+///
+/// A function and no closure: only `#[inline(always)]` brings it under the vector unit's features. As a closure
+/// it was left out of line, and one row took 200 times as long.
+///
+/// # Safety
+/// P groups of the form lie at `group`, M rows of `width` floats with input k of the group at `x`.
 #[inline(always)]
-fn each<F: Form>(mut step: impl FnMut(usize)) {
-    if F::GROUP == 1 {
-        return step(0);
-    }
-    for pair in 0..F::GROUP / 2 {
-        step(2 * pair);
-        step(2 * pair + 1);
+unsafe fn fused_step<I: Isa, F: Form, const M: usize, const P: usize>(
+    isa: I,
+    x: *const f32,
+    width: usize,
+    group: &[*const u8; P],
+    scales: &[F::Scales<I>; P],
+    k: usize,
+    sums: &mut [[I::V; M]; P],
+) {
+    for p in 0..P {
+        // SAFETY: as above.
+        unsafe {
+            let w = F::weights(isa, group[p], &scales[p], k);
+            for m in 0..M {
+                sums[p][m] = isa.fma(isa.splat(*x.add(m * width + k)), w, sums[p][m]);
+            }
+        }
     }
 }

@@ -56,7 +56,8 @@ pub(crate) trait Isa: Copy + Send + Sync {
 
 /// Something to run on the machine's widest vector unit.
 pub(crate) trait Kernel {
-    /// Must be `#[inline(always)]`, as must all that it calls, or it misses the target features.
+    /// Must be `#[inline(always)]`, as must all that it calls, or it misses the target features. That bars
+    /// closures over vectors: they may be left out of line.
     fn run<I: Isa>(self, isa: I);
 }
 
@@ -89,10 +90,13 @@ pub(crate) fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
     // ln 2 in two parts, the first short enough for exact products with n.
     let r = isa.fma(n, isa.splat(-0.693_359_375), x);
     let r = isa.fma(n, isa.splat(2.121_944_4e-4), r);
-    let mut series = isa.splat(1.0 / 5040.0);
-    for factor in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        series = isa.fma(series, r, isa.splat(factor));
-    }
+    let series = isa.fma(isa.splat(1.0 / 5040.0), r, isa.splat(1.0 / 720.0));
+    let series = isa.fma(series, r, isa.splat(1.0 / 120.0));
+    let series = isa.fma(series, r, isa.splat(1.0 / 24.0));
+    let series = isa.fma(series, r, isa.splat(1.0 / 6.0));
+    let series = isa.fma(series, r, isa.splat(0.5));
+    let series = isa.fma(series, r, isa.splat(1.0));
+    let series = isa.fma(series, r, isa.splat(1.0));
     isa.mul(series, isa.exp2_of_low_bits(shifted))
 }
 
@@ -304,10 +308,12 @@ mod x86 {
         #[inline(always)]
         fn exp2_of_low_bits(self, v: Self::V) -> Self::V {
             // SAFETY: an Avx2 exists only where the machine has AVX2.
-            v.map(|v| unsafe {
-                let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(v));
-                _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
-            })
+            unsafe {
+                let one = _mm256_set1_epi32(0x3f80_0000);
+                let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(v[0]));
+                let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(v[1]));
+                [_mm256_castsi256_ps(_mm256_add_epi32(low, one)), _mm256_castsi256_ps(_mm256_add_epi32(high, one))]
+            }
         }
     }
 
