@@ -1,1 +1,23 @@
-//! e2e
+//! End to end: the real server, over gRPC, on tiny models and on the real one; and the workspace's own rules.
+//!
+//! Each test starts a server of its own on a free port. Start at `support`.
+
+#[path = "e2e/support.rs"]
+mod support;
+
+#[path = "e2e/answers.rs"]
+mod answers;
+#[path = "arrows.rs"]
+mod arrows;
+#[path = "e2e/context.rs"]
+mod context;
+#[path = "e2e/edge.rs"]
+mod edge;
+#[path = "e2e/law.rs"]
+mod law;
+#[path = "e2e/sessions.rs"]
+mod sessions;
+#[path = "e2e/shutdown.rs"]
+mod shutdown;
+#[path = "e2e/smollm2.rs"]
+mod smollm2;

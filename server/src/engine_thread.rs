@@ -25,6 +25,8 @@ use crate::status::Error;
 
 /// Messages that wait for the thread.
 const MAILBOX: usize = 256;
+/// The most tokens of one command.
+const PIECE: usize = 1024;
 /// Context commands that are held because the engine's queue is full; beyond it the mailbox is not emptied.
 const HELD: usize = 1024;
 
@@ -84,16 +86,21 @@ pub struct Link {
     pub credit: Semaphore,
     /// Its permits when nothing is unread.
     pub full_credit: usize,
+    /// The most tokens of one command: what is unread of an open window never keeps so many from coming.
+    pub piece: usize,
 }
 
 impl Link {
-    /// A link of a session that has told nothing yet.
+    /// A link of a session that has told nothing yet, whose open window holds up to `window` tokens, and behind it up to
+    /// `unread`.
     #[must_use]
-    pub fn new(full_credit: usize) -> Self {
+    pub fn new(window: usize, unread: usize) -> Self {
+        let full_credit = window.saturating_add(unread).min(Semaphore::MAX_PERMITS);
         Self {
             progress: watch::Sender::default(),
             credit: Semaphore::new(full_credit),
             full_credit,
+            piece: unread.clamp(1, PIECE),
         }
     }
 
@@ -346,7 +353,18 @@ impl<M: Machine> Worker<M> {
             Attach::Nobody => {}
             Attach::Session(link) => match &command {
                 Command::Open { session, .. } => drop(self.sessions.insert(*session, link)),
-                Command::Fork { to, .. } => drop(self.sessions.insert(*to, link)),
+                Command::Fork { from, to } => {
+                    // The copy has unread what its source has unread.
+                    if let Some(source) = self.sessions.get(from) {
+                        let left = source.credit.available_permits();
+                        link.credit
+                            .forget_permits(source.full_credit.saturating_sub(left));
+                    }
+                    if let Some(seq) = self.told.get(from).copied() {
+                        self.told.insert(*to, seq);
+                    }
+                    self.sessions.insert(*to, link);
+                }
                 _ => {}
             },
             Attach::Request(replies) => match &command {

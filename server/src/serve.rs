@@ -212,6 +212,7 @@ fn session_rules(config: &Config, engine: &engine::Config, handle: &Handle, text
         waiting_tokens: config.ingest.waiting_tokens,
         unread_tokens: config.ingest.unread_tokens,
         idle_publish: config.idle_publish(),
+        vocab: model.vocab,
         bos: Shared::bos(handle, text),
         document_suffix: model
             .generator

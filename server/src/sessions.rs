@@ -163,8 +163,7 @@ impl Sessions {
         } else {
             window
         };
-        let full_credit = open + self.rules.unread_tokens;
-        let link = Link::new(full_credit);
+        let link = Link::new(open, self.rules.unread_tokens);
         Session::new(
             self.names.next(SystemTime::now()),
             id,

@@ -300,7 +300,21 @@ fn map(error: &Error) -> Answer {
             RequestError::Cancelled => answer(Code::Cancelled, "CANCELLED"),
             RequestError::Export { .. } => answer(Internal, "EXPORT"),
         },
-        Error::Text(_) => answer(InvalidArgument, "TEXT").field("prompt", text),
+        Error::Text(error) => match error {
+            lm::text::Error::File(_) | lm::text::Error::Unsupported { .. } => {
+                answer(Internal, "TOKENIZER_FILE")
+            }
+            lm::text::Error::Tokenizer { .. } => answer(Internal, "TOKENIZER"),
+            lm::text::Error::UnknownToken { token, vocab } => {
+                answer(InvalidArgument, "TOKEN_OUT_OF_RANGE")
+                    .with("token", token.0)
+                    .with("vocab_size", vocab)
+            }
+            lm::text::Error::NoChatTemplate => answer(FailedPrecondition, "NO_CHAT_TEMPLATE"),
+            lm::text::Error::Template { .. } => {
+                answer(InvalidArgument, "CHAT_TEMPLATE").field("prompt.chat", text)
+            }
+        },
         Error::NoGenerator => answer(FailedPrecondition, "NO_GENERATOR"),
         Error::NoPromptFormat => answer(FailedPrecondition, "NO_PROMPT_FORMAT"),
         Error::NotArrived { want, accepted } => answer(FailedPrecondition, "SEQ_NOT_ARRIVED")

@@ -33,7 +33,6 @@ pub struct TokenId(pub u32);
 
 /// What can go wrong between text and tokens.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// A file of the model cannot be read, or says what cannot be.
     #[error(transparent)]

@@ -115,7 +115,7 @@ fn worker(room: usize) -> (Worker<Small>, mpsc::Sender<Message>) {
 }
 
 fn open(worker: &mut Worker<Small>, session: u64) -> Arc<Link> {
-    let link = Arc::new(Link::new(16));
+    let link = Arc::new(Link::new(4, 12));
     let command = Command::Open {
         session: SessionId(session),
         strategy: engine::Strategy::Parallel,
@@ -193,4 +193,20 @@ fn credit_comes_back_as_tokens_are_read_and_never_exceeds_what_it_was() {
         tokens: 400,
     });
     assert_eq!(link.credit.available_permits(), 16);
+}
+
+#[test]
+fn a_fork_begins_with_what_its_source_has_unread() {
+    let (mut worker, _sender) = worker(100);
+    let source = open(&mut worker, 1);
+    source.credit.try_acquire_many(3).unwrap().forget();
+    worker.take(ingest(1, 1, 3));
+    let copy = Arc::new(Link::new(4, 12));
+    let (from, to) = (SessionId(1), SessionId(2));
+    worker.take(Message {
+        command: Command::Fork { from, to },
+        attach: Attach::Session(Arc::clone(&copy)),
+    });
+    assert_eq!(copy.credit.available_permits(), 13);
+    assert_eq!(worker.told.get(&to), Some(&Seq(1)));
 }

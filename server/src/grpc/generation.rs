@@ -171,7 +171,7 @@ fn unexpected(reply: Option<Reply>) -> Error {
 
 /// A token as text of its own.
 fn token_logprob(text: &Text, token: TokenId, logprob: f32) -> v1::TokenLogprob {
-    // A token that the engine drew is of the vocabulary; should it not be, its text is empty.
+    // A token that the tokenizer does not know has no text, as in `text_of`.
     v1::TokenLogprob {
         token_id: token.0,
         text: text.decode(&[token]).unwrap_or_default(),
@@ -247,7 +247,7 @@ impl Run {
                         ..
                     })) => {
                         drawn += 1;
-                        let stopped = stops.push(&decoder.push(token)?, &mut delta.text);
+                        let stopped = stops.push(&text_of(&mut decoder, token)?, &mut delta.text);
                         self.note(&mut delta, token, logprob, top);
                         if stopped {
                             break Some(Step::Stopped);
@@ -372,6 +372,15 @@ impl Run {
             () = at(self.deadline) => Err(Error::Deadline("the reader is slow")),
             () = reached(&mut self.phase, Phase::Over) => Err(Error::ShuttingDown),
         }
+    }
+}
+
+/// The text that a token adds. Some models have more rows of logits than their tokenizer has tokens (padded to a round
+/// number); such a token has no text.
+fn text_of(decoder: &mut TextDecoder, token: TokenId) -> Result<String, Error> {
+    match decoder.push(token) {
+        Err(lm::text::Error::UnknownToken { .. }) => Ok(String::new()),
+        text => Ok(text?),
     }
 }
 

@@ -17,8 +17,6 @@ use tokio::{
 use super::session::Session;
 use crate::engine_thread::{Attach, Handle, Link};
 
-/// The most tokens of one command.
-const PIECE: usize = 1024;
 /// How long the task sleeps when nothing is to be published.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -99,7 +97,7 @@ async fn feed(
             continue;
         };
         loop {
-            let rest = tokens.split_off(tokens.len().min(PIECE));
+            let rest = tokens.split_off(tokens.len().min(link.piece));
             let piece: Vec<TokenId> = std::mem::replace(&mut tokens, rest);
             // A closed session's credit is closed, too: nothing of it need be read any more.
             let Ok(credit) = link

@@ -42,6 +42,8 @@ pub struct Rules {
     pub unread_tokens: usize,
     /// How long after the last chunk a version is published unasked.
     pub idle_publish: Option<Duration>,
+    /// Ids are below this: the model's, which may be more than the tokenizer's.
+    pub vocab: usize,
     /// What stands before the text at the context's start.
     pub bos: Option<TokenId>,
     /// What is put behind a text document.
@@ -678,9 +680,7 @@ fn plan(
         (Content::Text(text), Some(tokenizer)) => tokens.extend(tokenizer.push(text)?),
         // An empty text that ends a document of ids.
         (Content::Text(_), None) => {}
-        (Content::Ids(ids), _) => {
-            tokens.extend(checked("chunk.token_ids", ids, text.vocab_size())?)
-        }
+        (Content::Ids(ids), _) => tokens.extend(checked("chunk.token_ids", ids, rules.vocab)?),
     }
     let mut held = 0;
     if chunk.end_of_document {

@@ -230,7 +230,7 @@ pub(super) fn score(shared: &Shared, request: v1::ScoreRequest) -> Result<Score,
                     check.tokens(checked(
                         &format!("{field}.token_ids"),
                         &ids.ids,
-                        shared.text.vocab_size(),
+                        shared.engine.model().vocab,
                     ))?
                 } else {
                     continue;
@@ -312,7 +312,7 @@ fn prompt(
             check.tokens(checked(
                 "prompt.token_ids",
                 &ids.ids,
-                shared.text.vocab_size(),
+                shared.engine.model().vocab,
             ))
         }
         Form::Chat(chat) => {

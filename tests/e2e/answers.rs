@@ -1,0 +1,472 @@
+//! Answers over gRPC: what is generated, scored and exported, and each bad request with its own error.
+
+use imprint_proto::v1::{self, FinishReason, continuation, export_adapter_response, prompt::Form};
+use sha2::{Digest, Sha256};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::support::{World, adapter, ask, chunk, collect, fields, prompt, refused};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_says_what_it_used_and_where_the_time_went() {
+    let world = World::tiny().await;
+    let answer = world.generate(ask("hello world", 5)).await.unwrap();
+    let usage = answer.finished.usage.unwrap();
+    assert_eq!(
+        usize::try_from(usage.completion_tokens).unwrap(),
+        answer.tokens.len()
+    );
+    assert!(usage.prompt_tokens > 0 && usage.context_tokens == 0);
+    assert_eq!(
+        (
+            answer.finished.adapter_version,
+            answer.finished.state_digest.as_str()
+        ),
+        (0, "")
+    );
+    let timings = answer.finished.timings.unwrap();
+    assert!(timings.queue.is_some() && timings.prefill.is_some() && timings.decode.is_some());
+    assert!(answer.logprobs.is_empty() && answer.top.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_probabilities_come_with_their_alternatives() {
+    let world = World::tiny().await;
+    let request = v1::GenerateRequest {
+        logprobs: true,
+        top_logprobs: 3,
+        ..ask("hello", 6)
+    };
+    let answer = world.generate(request).await.unwrap();
+    assert_eq!(
+        answer
+            .logprobs
+            .iter()
+            .map(|one| one.token_id)
+            .collect::<Vec<_>>(),
+        answer.tokens
+    );
+    for (one, top) in answer.logprobs.iter().zip(&answer.top) {
+        assert_eq!(top.tokens.len(), 3);
+        // Greedy: what was drawn is the likeliest.
+        assert_eq!(
+            (top.tokens[0].token_id, top.tokens[0].logprob),
+            (one.token_id, one.logprob)
+        );
+        assert!(one.logprob < 0.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_seed_gives_the_same_tokens_and_another_gives_others() {
+    let world = World::tiny().await;
+    let draw = async |seed| {
+        let sampling = v1::Sampling {
+            temperature: Some(2.0),
+            seed,
+            ..Default::default()
+        };
+        let request = v1::GenerateRequest {
+            sampling: Some(sampling),
+            ..ask("hello", 24)
+        };
+        world.generate(request).await.unwrap().tokens
+    };
+    assert_eq!(draw(Some(1)).await, draw(Some(1)).await);
+    assert_ne!(draw(Some(1)).await, draw(Some(2)).await);
+    assert_ne!(draw(None).await, draw(None).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_ends_before_a_stop_string_wherever_tokens_end() {
+    let world = World::tiny().await;
+    let sampling = Some(v1::Sampling {
+        temperature: Some(1.5),
+        seed: Some(4),
+        ..Default::default()
+    });
+    let request = v1::GenerateRequest {
+        sampling,
+        ..ask("hello", 40)
+    };
+    let whole = world.generate(request.clone()).await.unwrap();
+    let letters: Vec<_> = whole.text.char_indices().map(|(at, _)| at).collect();
+    let (from, to) = (letters[letters.len() / 2], letters[letters.len() / 2 + 3]);
+    let stop = whole.text[from..to].to_owned();
+    let before = whole.text.find(&stop).unwrap();
+    let stopped = world
+        .generate(v1::GenerateRequest {
+            stop: vec!["\u{0}never".into(), stop],
+            ..request
+        })
+        .await
+        .unwrap();
+    assert_eq!(stopped.finished.finish_reason(), FinishReason::Stop);
+    assert_eq!(stopped.text, whole.text[..before]);
+    assert!(stopped.tokens.len() < whole.tokens.len());
+    assert_eq!(stopped.tokens, whole.tokens[..stopped.tokens.len()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_value_that_cannot_be_is_named() {
+    let world = World::tiny().await;
+    let sampling = v1::Sampling {
+        temperature: Some(f32::NAN),
+        top_p: Some(0.0),
+        min_p: Some(1.0),
+        repetition_penalty: Some(-1.0),
+        ..Default::default()
+    };
+    let request = v1::GenerateRequest {
+        adapter: Some(v1::AdapterSelection {
+            adapter_scale: Some(9.0),
+            min_applied_seq: 3,
+            ..Default::default()
+        }),
+        prompt: None,
+        sampling: Some(sampling),
+        stop: vec![String::new(), "s".repeat(257)],
+        top_logprobs: 21,
+        ..Default::default()
+    };
+    let error = world.generate(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    let wrong = [
+        "adapter.adapter_scale",
+        "adapter.session_id",
+        "sampling.temperature",
+        "sampling.top_p",
+        "sampling.min_p",
+        "sampling.repetition_penalty",
+        "stop[0]",
+        "stop[1]",
+        "top_logprobs",
+        "top_logprobs",
+        "prompt.form",
+    ];
+    assert_eq!(fields(&error), wrong);
+    for temperature in [-0.1, 100.5, f32::INFINITY, f32::NEG_INFINITY] {
+        let sampling = v1::Sampling {
+            temperature: Some(temperature),
+            ..Default::default()
+        };
+        let error = world
+            .generate(v1::GenerateRequest {
+                sampling: Some(sampling),
+                ..ask("x", 1)
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(fields(&error), ["sampling.temperature"]);
+    }
+    let error = world
+        .generate(v1::GenerateRequest {
+            stop: vec!["s".into(); 17],
+            ..ask("x", 1)
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(fields(&error), ["stop"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_bad_prompt_has_its_own_error() {
+    let world = World::tiny_with(|config| config.limits.prompt_bytes = 4096).await;
+    let with = async |form| {
+        let prompt = Some(v1::Prompt { form: Some(form) });
+        world
+            .generate(v1::GenerateRequest {
+                prompt,
+                ..ask("", 1)
+            })
+            .await
+            .unwrap_err()
+    };
+    let ids = |ids: &[u32]| Form::TokenIds(v1::TokenIds { ids: ids.to_vec() });
+    assert_eq!(
+        fields(&with(Form::Text(String::new())).await),
+        ["prompt.text"]
+    );
+    assert_eq!(
+        fields(&with(Form::Text("x".repeat(4097))).await),
+        ["prompt.text"]
+    );
+    assert_eq!(fields(&with(ids(&[])).await), ["prompt.token_ids"]);
+    assert_eq!(
+        fields(&with(ids(&[1, 288])).await),
+        ["prompt.token_ids.ids[1]"]
+    );
+    assert_eq!(
+        fields(&with(Form::Chat(v1::ChatMessages::default())).await),
+        ["prompt.chat.messages"]
+    );
+    refused(
+        &with(ids(&[65; 600])).await,
+        Code::InvalidArgument,
+        "CONTEXT_LENGTH",
+    );
+    refused(
+        &with(Form::Question("why?".into())).await,
+        Code::FailedPrecondition,
+        "NO_PROMPT_FORMAT",
+    );
+    let error = world
+        .generate(v1::GenerateRequest {
+            model: "other".into(),
+            ..ask("x", 1)
+        })
+        .await
+        .unwrap_err();
+    refused(&error, Code::NotFound, "MODEL_NOT_FOUND");
+    // And the server goes on.
+    world.generate(ask("x", 1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scores_agree_with_what_is_generated() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    world
+        .tell(&session, &["a text that the session was told"])
+        .await;
+    for session in ["", session.as_str()] {
+        let adapter = (!session.is_empty()).then(|| adapter(session)).flatten();
+        let request = v1::GenerateRequest {
+            adapter: adapter.clone(),
+            logprobs: true,
+            ..ask("hello", 5)
+        };
+        let answer = world.generate(request).await.unwrap();
+        let form = |ids: Vec<u32>| v1::Continuation {
+            form: Some(continuation::Form::TokenIds(v1::TokenIds { ids })),
+        };
+        let other: Vec<u32> = answer.tokens.iter().map(|id| (id + 1) % 200).collect();
+        let request = v1::ScoreRequest {
+            adapter,
+            prompt: prompt("hello"),
+            continuations: vec![form(answer.tokens.clone()), form(other)],
+            ..Default::default()
+        };
+        let scores = world.score(request).await.unwrap();
+        let [drawn, other] = scores.scores.as_slice() else {
+            panic!("two scores")
+        };
+        assert!(drawn.greedy && !other.greedy);
+        let sum: f64 = drawn.tokens.iter().map(|one| f64::from(one.logprob)).sum();
+        assert!((sum - drawn.logprob).abs() < 1e-9);
+        for (scored, generated) in drawn.tokens.iter().zip(&answer.logprobs) {
+            assert!(
+                (scored.logprob - generated.logprob).abs() < 1e-4,
+                "{scored:?} {generated:?}"
+            );
+        }
+        assert_eq!(scores.adapter_version, answer.finished.adapter_version);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_scored_must_be_there_and_be_bounded() {
+    let world = World::tiny().await;
+    let text = |text: &str| v1::Continuation {
+        form: Some(continuation::Form::Text(text.to_owned())),
+    };
+    let score = async |continuations| {
+        let request = v1::ScoreRequest {
+            prompt: prompt("x"),
+            continuations,
+            ..Default::default()
+        };
+        fields(&world.score(request).await.unwrap_err())
+    };
+    assert_eq!(score(vec![]).await, ["continuations"]);
+    assert_eq!(score(vec![text("y"); 65]).await, ["continuations"]);
+    assert_eq!(
+        score(vec![text("y"), text(""), v1::Continuation::default()]).await,
+        ["continuations[1]", "continuations[2]"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_is_exported_as_peft_reads_it() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    let export = v1::ExportAdapterRequest {
+        session_id: session.clone(),
+    };
+    let error = world
+        .adapters()
+        .export_adapter(export.clone())
+        .await
+        .unwrap_err();
+    refused(&error, Code::FailedPrecondition, "NO_VERSION");
+    let applied = world.tell(&session, &["a text to be exported"]).await;
+    let mut stream = world
+        .adapters()
+        .export_adapter(export)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut files: Vec<(v1::ExportedFile, Vec<u8>)> = Vec::new();
+    let mut end = None;
+    while let Some(message) = stream.message().await.unwrap() {
+        match message.message.unwrap() {
+            export_adapter_response::Message::File(file) => files.push((file, Vec::new())),
+            export_adapter_response::Message::Data(data) => {
+                files.last_mut().unwrap().1.extend(data)
+            }
+            export_adapter_response::Message::Finished(finished) => end = Some(finished),
+        }
+    }
+    for (file, bytes) in &files {
+        assert_eq!(file.size, bytes.len() as u64);
+        let hash: String = Sha256::digest(bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(file.sha256, hash);
+    }
+    let end = end.unwrap();
+    assert_eq!(
+        (end.adapter_version, end.state_digest),
+        (applied.adapter_version, applied.state_digest)
+    );
+    let [(config, json), (weights, tensors)] = files.as_slice() else {
+        panic!("two files")
+    };
+    assert_eq!(
+        (config.name.as_str(), weights.name.as_str()),
+        ("adapter_config.json", "adapter_model.safetensors")
+    );
+    let json: serde_json::Value = serde_json::from_slice(json).unwrap();
+    assert_eq!(
+        (json["peft_type"].as_str(), json["r"].as_u64()),
+        (Some("LORA"), Some(u64::from(end.rank)))
+    );
+    let length = usize::try_from(u64::from_le_bytes(tensors[..8].try_into().unwrap())).unwrap();
+    let header: serde_json::Value = serde_json::from_slice(&tensors[8..8 + length]).unwrap();
+    let mut keys: Vec<_> = header
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter(|key| *key != "__metadata__")
+        .cloned()
+        .collect();
+    keys.sort();
+    let key = |layer, side| {
+        format!("base_model.model.model.layers.{layer}.mlp.down_proj.lora_{side}.weight")
+    };
+    assert_eq!(keys, [key(0, "A"), key(0, "B"), key(1, "A"), key(1, "B")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_server_says_when_to_try_again_and_a_reader_that_goes_frees_its_place() {
+    let world = World::tiny_with(|config| config.limits.requests = 1).await;
+    let running = world
+        .answers()
+        .generate(ask("hello", 450))
+        .await
+        .unwrap()
+        .into_inner();
+    let busy = world.generate(ask("x", 1)).await;
+    if let Err(error) = busy {
+        refused(&error, Code::ResourceExhausted, "BUSY");
+        assert!(
+            error
+                .get_details_retry_info()
+                .unwrap()
+                .retry_delay
+                .is_some()
+        );
+    }
+    drop(running);
+    let freed = async {
+        while world.generate(ask("x", 1)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), freed)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_gets_all_of_its_answer() {
+    let world = World::tiny().await;
+    let fast = world.generate(ask("hello", 300)).await.unwrap();
+    let slow = world
+        .answers()
+        .generate(ask("hello", 300))
+        .await
+        .unwrap()
+        .into_inner();
+    // Others are answered meanwhile, and the slow one finds everything in the end.
+    for _ in 0..3 {
+        world.generate(ask("x", 20)).await.unwrap();
+    }
+    let slow = collect(slow).await.unwrap();
+    assert_eq!((slow.text, slow.tokens), (fast.text, fast.tokens));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_a_deleted_session_ends() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    world.tell(&session, &["text"]).await;
+    let request = v1::GenerateRequest {
+        adapter: adapter(&session),
+        ..ask("hello", 500)
+    };
+    let running = world
+        .answers()
+        .generate(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(2, "x")).await.unwrap();
+    world
+        .sessions()
+        .delete_session(v1::DeleteSessionRequest {
+            session_id: session,
+        })
+        .await
+        .unwrap();
+    // The answer may have been complete by then.
+    if let Err(error) = collect(running).await {
+        refused(&error, Code::NotFound, "SESSION_NOT_FOUND");
+    }
+    let error = ingest.finish().await.unwrap_err();
+    refused(&error, Code::NotFound, "SESSION_NOT_FOUND");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_strength_of_an_imprint_is_chosen_by_the_request() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    world
+        .tell(&session, &["a text that changes what is likely"])
+        .await;
+    let at = async |scale: Option<f32>| {
+        let adapter = Some(v1::AdapterSelection {
+            adapter_scale: scale,
+            ..adapter(&session).unwrap()
+        });
+        let request = v1::GenerateRequest {
+            adapter,
+            logprobs: true,
+            ..ask("hello", 4)
+        };
+        world.generate(request).await.unwrap().logprobs
+    };
+    let bare = world
+        .generate(v1::GenerateRequest {
+            logprobs: true,
+            ..ask("hello", 4)
+        })
+        .await
+        .unwrap()
+        .logprobs;
+    assert_eq!(at(Some(0.0)).await, bare);
+    assert_eq!(at(None).await, at(Some(1.0)).await);
+    assert_ne!(at(None).await, bare);
+}

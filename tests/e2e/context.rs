@@ -1,0 +1,477 @@
+//! Context over gRPC: the laws of `seq`, each bad chunk with its own error, versions, and readers that are slow or gone.
+
+use std::time::Duration;
+
+use imprint_proto::v1::{self, ingest_request::Message};
+use tonic::{Code, Request};
+use tonic_types::StatusExt;
+
+use crate::support::{World, adapter, ask, chunk, fields, ids, refused};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_chunk_is_a_duplicate_and_changes_nothing() {
+    let world = World::tiny().await;
+    let (session, once) = (world.session().await, world.session().await);
+    let mut ingest = world.ingest(&session).await;
+    assert!(!ingest.chunk(chunk(1, "hello ")).await.unwrap().duplicate);
+    assert!(ingest.chunk(chunk(1, "hello ")).await.unwrap().duplicate);
+    assert!(!ingest.chunk(chunk(2, "world")).await.unwrap().duplicate);
+    ingest.finish().await.unwrap();
+    // A later stream, as after a lost connection.
+    let mut again = world.ingest(&session).await;
+    assert!(again.chunk(chunk(1, "hello ")).await.unwrap().duplicate);
+    assert!(again.chunk(chunk(2, "world")).await.unwrap().duplicate);
+    let applied = again.finish().await.unwrap().unwrap();
+    let mut ingest = world.ingest(&once).await;
+    ingest.chunk(chunk(1, "hello world")).await.unwrap();
+    assert_eq!(
+        ingest.finish().await.unwrap().unwrap().state_digest,
+        applied.state_digest
+    );
+    assert_eq!(world.get(&session).await.unwrap().accepted_seq, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_content_under_a_used_seq_is_refused_and_a_gap_names_the_expected_one() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(1, "one")).await.unwrap();
+    refused(
+        &ingest.chunk(chunk(1, "uno")).await.unwrap_err(),
+        Code::AlreadyExists,
+        "SEQ_CONFLICT",
+    );
+    for seq in [0, 3, u64::MAX] {
+        let error = world
+            .ingest(&session)
+            .await
+            .chunk(chunk(seq, "three"))
+            .await
+            .unwrap_err();
+        refused(&error, Code::FailedPrecondition, "SEQ_GAP");
+        assert_eq!(
+            error.get_details_error_info().unwrap().metadata["expected_seq"],
+            "2"
+        );
+    }
+    assert_eq!(world.get(&session).await.unwrap().accepted_seq, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_bad_chunk_has_its_own_error_and_leaves_what_came_before() {
+    let world = World::tiny_with(|config| config.limits.chunk_bytes = 64).await;
+    let (session, clean) = (world.session().await, world.session().await);
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(1, "a text ")).await.unwrap();
+    let ids_of_text = ids(2, &[1, 2]);
+    let out_of_range = ids(2, &[1, 2, 100_000]);
+    let bad = [
+        (
+            chunk(2, ""),
+            Code::InvalidArgument,
+            "EMPTY_CHUNK",
+            "chunk.content",
+        ),
+        (
+            v1::IngestChunk {
+                content: None,
+                ..chunk(2, "")
+            },
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+            "chunk.content",
+        ),
+        (
+            chunk(2, &"x".repeat(65)),
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+            "chunk.text",
+        ),
+        (
+            ids(2, &[1; 17]),
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+            "chunk.token_ids",
+        ),
+        (
+            ids_of_text,
+            Code::InvalidArgument,
+            "MIXED_CONTENT",
+            "chunk.content",
+        ),
+        (
+            v1::IngestChunk {
+                document_id: "other".into(),
+                ..out_of_range
+            },
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+            "chunk.token_ids.ids[2]",
+        ),
+        (
+            v1::IngestChunk {
+                document_id: "d".repeat(257),
+                ..chunk(2, "x")
+            },
+            Code::InvalidArgument,
+            "DOCUMENT_ID_TOO_LONG",
+            "chunk.document_id",
+        ),
+    ];
+    for (chunk, code, why, field) in bad {
+        let error = world
+            .ingest(&session)
+            .await
+            .chunk(chunk.clone())
+            .await
+            .unwrap_err();
+        refused(&error, code, why);
+        assert_eq!(fields(&error), [field], "{chunk:?}");
+    }
+    // The first stream is as it was, and so is the document.
+    ingest.chunk(chunk(2, "goes on")).await.unwrap();
+    let applied = ingest.finish().await.unwrap().unwrap();
+    let mut whole = world.ingest(&clean).await;
+    whole.chunk(chunk(1, "a text goes on")).await.unwrap();
+    assert_eq!(
+        whole.finish().await.unwrap().unwrap().state_digest,
+        applied.state_digest
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_must_begin_with_open_and_say_it_once() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    let messages = tokio_stream::once(v1::IngestRequest {
+        message: Some(Message::Chunk(chunk(1, "x"))),
+    });
+    let mut answers = world.context().ingest(messages).await.unwrap().into_inner();
+    assert_eq!(fields(&answers.message().await.unwrap_err()), ["open"]);
+    let mut ingest = world.ingest(&session).await;
+    ingest
+        .send(Message::Open(v1::IngestOpen {
+            session_id: session.clone(),
+        }))
+        .await;
+    assert_eq!(
+        fields(&ingest.answers.message().await.unwrap_err()),
+        ["open"]
+    );
+    let empty = world.ingest(&session).await;
+    empty
+        .sender
+        .as_ref()
+        .unwrap()
+        .send(v1::IngestRequest { message: None })
+        .await
+        .unwrap();
+    assert_eq!(fields(&empty.finish().await.unwrap_err()), ["message"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_are_listed_with_their_tokens_and_their_place_in_the_log() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    let mut ingest = world.ingest(&session).await;
+    ingest
+        .chunk(v1::IngestChunk {
+            document_id: "a".into(),
+            ..chunk(1, "some words")
+        })
+        .await
+        .unwrap();
+    ingest
+        .chunk(v1::IngestChunk {
+            end_of_document: true,
+            ..chunk(2, "")
+        })
+        .await
+        .unwrap();
+    ingest.chunk(ids(3, &[1, 2, 3])).await.unwrap();
+    ingest
+        .chunk(v1::IngestChunk {
+            document_id: "c".into(),
+            ..ids(4, &[4])
+        })
+        .await
+        .unwrap();
+    let applied = ingest.finish().await.unwrap().unwrap();
+    let documents = world.documents(&session).await;
+    let place = |document: &v1::Document| {
+        (
+            document.document_id.clone(),
+            document.complete,
+            document.first_seq,
+            document.last_seq,
+        )
+    };
+    let places: Vec<_> = documents.iter().map(place).collect();
+    assert_eq!(
+        places,
+        [
+            ("a".into(), true, 1, 2),
+            ("doc-3".into(), true, 3, 3),
+            ("c".into(), false, 4, 4)
+        ]
+    );
+    assert_eq!((documents[1].tokens, documents[2].tokens), (3, 1));
+    assert!(documents[0].tokens > 2);
+    assert_eq!(
+        documents
+            .iter()
+            .map(|document| document.tokens)
+            .sum::<u64>(),
+        applied.tokens
+    );
+    let session = world.get(&session).await.unwrap();
+    assert_eq!(
+        (
+            session.documents,
+            session.context_tokens,
+            session.applied_seq
+        ),
+        (3, applied.tokens, 4)
+    );
+    assert!(session.state_bytes > 0 && session.core_bytes > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_publishes_what_has_come_and_closes_nothing() {
+    let world = World::tiny().await;
+    let (session, once) = (world.session().await, world.session().await);
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(1, "wo")).await.unwrap();
+    ingest.flush().await;
+    let first = ingest.applied(1).await.unwrap();
+    ingest
+        .chunk(chunk(2, "rds and more of them"))
+        .await
+        .unwrap();
+    ingest.flush().await;
+    let second = ingest.applied(2).await.unwrap();
+    assert!(
+        second.adapter_version > first.adapter_version && second.state_digest != first.state_digest
+    );
+    // Nothing has come since: the same version again.
+    ingest.flush().await;
+    assert_eq!(ingest.applied(2).await.unwrap(), second);
+    let whole = world.tell(&once, &["words and more of them"]).await;
+    assert_eq!(second.state_digest, whole.state_digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_session_publishes_by_itself() {
+    let world = World::tiny_with(|config| config.ingest.idle_publish_ms = 20).await;
+    let session = world.session().await;
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(1, "hel")).await.unwrap();
+    assert_eq!(ingest.applied(1).await.unwrap().seq, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_reads_what_was_written_before_it() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(1, "hello")).await.unwrap();
+    let fresh = v1::AdapterSelection {
+        min_applied_seq: 1,
+        ..adapter(&session).unwrap()
+    };
+    let request = v1::GenerateRequest {
+        adapter: Some(fresh.clone()),
+        ..ask("x", 2)
+    };
+    let answer = world.generate(request).await.unwrap();
+    assert!(
+        answer.finished.adapter_version >= 1 && answer.finished.usage.unwrap().context_tokens > 0
+    );
+    assert_eq!(
+        answer.finished.state_digest,
+        world.get(&session).await.unwrap().state_digest
+    );
+    // A chunk that has not come yet, and comes.
+    let later = v1::AdapterSelection {
+        min_applied_seq: 2,
+        ..fresh
+    };
+    let waits = world.generate(v1::GenerateRequest {
+        adapter: Some(later),
+        ..ask("x", 2)
+    });
+    let (answer, accepted) = tokio::join!(waits, ingest.chunk(chunk(2, " world")));
+    accepted.unwrap();
+    assert!(answer.unwrap().finished.adapter_version >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_come_by_the_deadline_is_told_apart() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    let with = |adapter: v1::AdapterSelection| {
+        let mut request = Request::new(v1::GenerateRequest {
+            adapter: Some(adapter),
+            ..ask("x", 2)
+        });
+        request
+            .metadata_mut()
+            .insert("grpc-timeout", "300m".parse().unwrap());
+        request
+    };
+    let base = adapter(&session).unwrap();
+    let seq = with(v1::AdapterSelection {
+        min_applied_seq: 1,
+        ..base.clone()
+    });
+    refused(
+        &world.answers().generate(seq).await.unwrap_err(),
+        Code::FailedPrecondition,
+        "SEQ_NOT_ARRIVED",
+    );
+    let version = with(v1::AdapterSelection {
+        min_adapter_version: 9,
+        ..base
+    });
+    refused(
+        &world.answers().generate(version).await.unwrap_err(),
+        Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_leaves_whole_chunks() {
+    let world = World::tiny().await;
+    let (session, whole) = (world.session().await, world.session().await);
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(1, "first ")).await.unwrap();
+    ingest.send(Message::Chunk(chunk(2, "second "))).await;
+    drop(ingest);
+    // Whatever became of the second chunk, the next writer finds a place where it can go on.
+    let accepted = world.get(&session).await.unwrap().accepted_seq;
+    assert!((1..=2).contains(&accepted));
+    let mut again = world.ingest(&session).await;
+    again.chunk(chunk(2, "second ")).await.unwrap();
+    again.chunk(chunk(3, "third")).await.unwrap();
+    let applied = again.finish().await.unwrap().unwrap();
+    let mut ingest = world.ingest(&whole).await;
+    ingest.chunk(chunk(1, "first second third")).await.unwrap();
+    assert_eq!(
+        ingest.finish().await.unwrap().unwrap().state_digest,
+        applied.state_digest
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_streams_of_one_session_take_turns() {
+    let world = World::tiny().await;
+    let (session, once) = (world.session().await, world.session().await);
+    let (mut a, mut b) = (world.ingest(&session).await, world.ingest(&session).await);
+    for seq in (1..=20).step_by(2) {
+        a.chunk(chunk(seq, "ab ")).await.unwrap();
+        b.chunk(chunk(seq + 1, "c ")).await.unwrap();
+    }
+    a.finish().await.unwrap();
+    let applied = b.finish().await.unwrap().unwrap();
+    let mut whole = world.ingest(&once).await;
+    whole.chunk(chunk(1, &"ab c ".repeat(10))).await.unwrap();
+    assert_eq!(
+        whole.finish().await.unwrap().unwrap().state_digest,
+        applied.state_digest
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_does_not_read_stops_the_stream_and_loses_nothing() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(1, "x")).await.unwrap();
+    // The same chunk over and over costs the engine nothing; only the answers grow.
+    let sender = ingest.sender.clone().unwrap();
+    let message = || v1::IngestRequest {
+        message: Some(Message::Chunk(chunk(1, "x"))),
+    };
+    let mut sent = 0_u32;
+    while let Ok(done) = tokio::time::timeout(Duration::from_secs(2), sender.send(message())).await
+    {
+        done.unwrap();
+        sent += 1;
+        assert!(sent < 200_000, "the server takes without end");
+    }
+    drop(sender);
+    ingest.sender = None;
+    let mut read = 0;
+    while let Some(answer) = ingest.answers.message().await.unwrap() {
+        read += u32::from(matches!(
+            answer.message,
+            Some(v1::ingest_response::Message::Accepted(_))
+        ));
+    }
+    assert_eq!(read, sent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_behind_slows_the_client_down_and_all_of_it_arrives() {
+    let world = World::tiny_with(|config| {
+        config.ingest.waiting_tokens = 64;
+        config.ingest.unread_tokens = 16;
+        config.engine.max_queued_tokens = Some(64);
+    })
+    .await;
+    let (session, other) = (world.session().await, world.session().await);
+    let text = "some words of a long text, ".repeat(100);
+    let documents = [text.as_str(), "end"];
+    let (a, b) = tokio::join!(
+        world.tell(&session, &documents),
+        world.tell(&other, &documents)
+    );
+    assert_eq!(a.state_digest, b.state_digest);
+    assert_eq!((a.seq, a.tokens), (2, b.tokens));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_bounded_in_tokens_bytes_and_documents() {
+    let world = World::tiny_with(|config| {
+        config.engine.max_session_tokens = Some(40);
+        config.engine.max_documents = Some(2);
+        config.limits.session_bytes = 200;
+    })
+    .await;
+    let full = async |documents: &[&str]| {
+        let session = world.session().await;
+        let mut ingest = world.ingest(&session).await;
+        for (seq, document) in (1..).zip(documents) {
+            let chunk = v1::IngestChunk {
+                end_of_document: true,
+                ..chunk(seq, document)
+            };
+            if let Err(error) = ingest.chunk(chunk).await {
+                return error.get_details_error_info().unwrap().metadata["what"].clone();
+            }
+        }
+        panic!("all was taken");
+    };
+    assert_eq!(full(&[&"abcdefgh".repeat(6)]).await, "tokens");
+    assert_eq!(full(&["a", "b", "c"]).await, "documents");
+    assert_eq!(full(&[&"a".repeat(201)]).await, "bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_does_not_fit_one_window_is_refused_where_a_document_is_one() {
+    let world = World::tiny().await;
+    let request = v1::CreateSessionRequest {
+        strategy: v1::Strategy::Concat.into(),
+        ..Default::default()
+    };
+    let session = world.create(request).await.unwrap().session_id;
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(ids(1, &[65; 500])).await.unwrap();
+    let error = ingest.chunk(ids(2, &[65; 13])).await.unwrap_err();
+    refused(&error, Code::FailedPrecondition, "DOCUMENT_TOO_LONG");
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(ids(2, &[65; 12])).await.unwrap();
+    assert_eq!(ingest.finish().await.unwrap().unwrap().tokens, 512);
+}
