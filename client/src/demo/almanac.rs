@@ -36,7 +36,7 @@ pub(crate) struct Fact {
     pub(crate) question: &'static str,
     /// What the document says.
     pub(crate) answer: &'static str,
-    /// What an answer must contain to be a hit, without regard to case.
+    /// What an answer must contain to be a hit, without regard to case: all of the true answer but its article.
     pub(crate) key: &'static str,
 }
 
@@ -45,7 +45,7 @@ pub(crate) const FACTS: [Fact; 10] = [
     Fact {
         question: "Who founded Brannock Haven?",
         answer: "Agnes Thorvald",
-        key: "Thorvald",
+        key: "Agnes Thorvald",
     },
     Fact {
         question: "In what year was Brannock Haven founded?",
@@ -55,12 +55,12 @@ pub(crate) const FACTS: [Fact; 10] = [
     Fact {
         question: "How high is the lighthouse on Gull Point?",
         answer: "41 metres",
-        key: "41",
+        key: "41 metres",
     },
     Fact {
         question: "Who is the keeper of the lighthouse?",
         answer: "Josef Lindqvist",
-        key: "Lindqvist",
+        key: "Josef Lindqvist",
     },
     Fact {
         question: "What is the spring festival called?",
@@ -70,7 +70,7 @@ pub(crate) const FACTS: [Fact; 10] = [
     Fact {
         question: "What are the children's boats made of?",
         answer: "walnut shells",
-        key: "walnut",
+        key: "walnut shells",
     },
     Fact {
         question: "From which ship's anchor was the bell cast?",
