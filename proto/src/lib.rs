@@ -9,6 +9,7 @@
     reason = "the generator of the code writes them so"
 )]
 pub mod v1 {
+    #![expect(clippy::allow_attributes_without_reason, reason = "generated: tonic gives none")]
     tonic::include_proto!("imprint.v1");
 }
 

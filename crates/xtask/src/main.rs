@@ -1,8 +1,9 @@
-//! The repository's own commands: `cargo xtask ci`.
+//! The repository's own commands: `cargo xtask ci`, `cargo xtask parity`.
 //!
 //! Runs other programs, computes nothing itself. Start at `ci::STAGES`.
 
 mod ci;
+mod parity;
 mod python;
 mod run;
 mod server;
@@ -27,11 +28,18 @@ enum Command {
         #[arg(long, value_name = "STAGE", value_parser = ci::names())]
         only: Vec<String>,
     },
+    /// What torch, transformers and peft say of our numbers. Downloads gigabytes; not part of ci.
+    Parity {
+        /// Only this check (or these).
+        #[arg(long, value_name = "CHECK", value_parser = parity::names())]
+        only: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
     let repository = Repository::find()?;
     match Arguments::parse().command {
         Command::Ci { only } => ci::run(repository, &only),
+        Command::Parity { only } => parity::run(repository, &only),
     }
 }

@@ -1,0 +1,218 @@
+//! `imprint bench offline`: prefill, ingest and decode on the engine itself, no server between.
+//!
+//! Every repetition runs every case once, ours and the peer's in turn, so that a machine that slows down slows all of
+//! them; figures are medians over repetitions, ratios are medians of the ratios within one repetition. Start at [`run`].
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use engine::{SessionId, TokenId};
+
+use crate::{
+    driver::Driver,
+    machine::{self, Machine},
+    peer::LlamaCpp,
+    report::{Direction, Report, Samples, Settings},
+};
+
+/// Sequences of the batched cases.
+const BATCH: usize = 8;
+
+/// What to measure.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Write the figures as JSON to FILE, or to standard output without one; otherwise a table is printed.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+    /// Measure llama.cpp on the same GGUF and thread count in the same run (needs Node.js; installs node-llama-cpp).
+    #[arg(long)]
+    pub peers: bool,
+    /// The folder that peers are installed into.
+    #[arg(long, value_name = "DIR", default_value = "target/peers")]
+    pub peers_dir: PathBuf,
+    /// Repetitions of every case, after one that warms up and is not counted.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub repetitions: u16,
+    /// Tokens of the prompt that is read.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u16).range(2..=1024))]
+    pub prefill_tokens: u16,
+    /// Windows of the document that is ingested.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub ingest_windows: u16,
+    /// Tokens of each answer, behind a prompt of 64.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(2..=512))]
+    pub decode_tokens: u16,
+}
+
+/// Measures a model, and a generator if there is one, and prints or writes what came out.
+///
+/// # Errors
+/// The engine or the peer does not load or breaks, or the file cannot be written.
+pub fn run(args: &Args, model: &Path, generator: Option<&Path>) -> Result<()> {
+    let machine = Machine::here();
+    let mut driver = Driver::load(model, generator)?;
+    let mut peer = None;
+    if args.peers {
+        peer = Some(
+            LlamaCpp::start(&args.peers_dir, model, machine.threads)
+                .context("the peer does not start")?,
+        );
+    }
+    let samples = measure(args, &mut driver, peer.as_mut())?;
+    let settings = Settings {
+        repetitions: args.repetitions,
+        prefill_tokens: args.prefill_tokens,
+        ingest_windows: args.ingest_windows,
+        decode_prompt_tokens: DECODE_PROMPT,
+        decode_tokens: args.decode_tokens,
+        batch: BATCH,
+    };
+    let peers = peer.iter().map(|peer| peer.name.clone()).collect();
+    let report = Report::new(
+        machine,
+        machine::commit(),
+        driver.model(),
+        settings,
+        peers,
+        samples,
+    );
+    report.write(args.json.as_deref())
+}
+
+/// Tokens of the prompt that is decoded behind.
+const DECODE_PROMPT: usize = 64;
+
+/// Runs all cases, one repetition more than asked for; the first is dropped.
+fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) -> Result<Samples> {
+    let vocab = driver.model().vocab;
+    let window = driver
+        .model()
+        .generator
+        .as_ref()
+        .map(|generator| generator.window);
+    let prompt = tokens(0, args.prefill_tokens.into(), vocab);
+    let short = tokens(1, DECODE_PROMPT, vocab);
+    let answer = usize::from(args.decode_tokens);
+
+    // One session for each row, each told something else.
+    let mut sessions = Vec::new();
+    if let Some(window) = window {
+        for row in 0..BATCH {
+            sessions.push(driver.ingest(&tokens(100 + row, window, vocab))?.0);
+        }
+    }
+
+    let mut samples = Samples::default();
+    for _ in 0..=args.repetitions {
+        samples.begin();
+        let time = driver.prefill([prompt.as_slice()])?;
+        samples.add("prefill", rate(prompt.len(), time));
+        if let Some(peer) = peer.as_deref_mut() {
+            samples.add("llama_cpp_prefill", peer.prefill(&prompt)?);
+        }
+
+        if let Some(window) = window {
+            // The same tokens in the same windows, once told and once merely read.
+            let document = tokens(2, window * usize::from(args.ingest_windows), vocab);
+            let read = driver.prefill(document.chunks(window))?;
+            let (session, told) = driver.ingest(&document)?;
+            driver.close(session)?;
+            samples.add("prefill_of_the_windows", rate(document.len(), read));
+            samples.add("ingest", rate(document.len(), told));
+        }
+
+        let mut rows: Vec<(&'static str, Vec<Option<SessionId>>)> = vec![
+            ("decode_1_bare", vec![None]),
+            ("decode_8_bare", vec![None; BATCH]),
+        ];
+        if let Some(first) = sessions.first() {
+            rows.push(("decode_1_adapter", vec![Some(*first)]));
+            rows.push(("decode_8_shared_adapter", vec![Some(*first); BATCH]));
+            rows.push((
+                "decode_8_distinct_adapters",
+                sessions.iter().copied().map(Some).collect(),
+            ));
+        }
+        for (name, rows) in rows {
+            let (count, time) = driver.decode(&rows, &short, answer)?;
+            samples.add(name, rate(count, time));
+        }
+        if let Some(peer) = peer.as_deref_mut() {
+            samples.add("llama_cpp_decode_1", peer.decode(&short, 1, answer)?);
+            samples.add("llama_cpp_decode_8", peer.decode(&short, BATCH, answer)?);
+        }
+    }
+    samples.drop_first();
+    for (name, ours, other, direction) in RATIOS {
+        samples.ratio(name, ours, other, *direction);
+    }
+    Ok(samples)
+}
+
+/// Ratios of figures: the name, ours, the other, and which way is better.
+const RATIOS: &[(&str, &str, &str, Direction)] = &[
+    (
+        "prefill_vs_llama_cpp",
+        "prefill",
+        "llama_cpp_prefill",
+        Direction::Speed,
+    ),
+    (
+        "decode_vs_llama_cpp",
+        "decode_1_bare",
+        "llama_cpp_decode_1",
+        Direction::Speed,
+    ),
+    (
+        "decode8_vs_llama_cpp",
+        "decode_8_bare",
+        "llama_cpp_decode_8",
+        Direction::Speed,
+    ),
+    (
+        "decode8_adapters_vs_llama_cpp_bare",
+        "decode_8_distinct_adapters",
+        "llama_cpp_decode_8",
+        Direction::Speed,
+    ),
+    (
+        "decode_adapter_vs_bare",
+        "decode_1_adapter",
+        "decode_1_bare",
+        Direction::Speed,
+    ),
+    (
+        "decode8_shared_adapter_vs_bare",
+        "decode_8_shared_adapter",
+        "decode_8_bare",
+        Direction::Speed,
+    ),
+    (
+        "decode8_adapters_vs_bare",
+        "decode_8_distinct_adapters",
+        "decode_8_bare",
+        Direction::Speed,
+    ),
+    (
+        "ingest_time_vs_prefill",
+        "ingest",
+        "prefill_of_the_windows",
+        Direction::Time,
+    ),
+];
+
+/// Tokens that look like none in particular, the same in every run: the cost does not depend on which they are.
+fn tokens(seed: usize, count: usize, vocab: usize) -> Vec<TokenId> {
+    let ids = (0..count).map(|place| (seed * 7907 + place * 7919 + 101) % vocab);
+    ids.filter_map(|id| u32::try_from(id).ok())
+        .map(TokenId)
+        .collect()
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "token counts are far below 2^52"
+)]
+fn rate(tokens: usize, time: std::time::Duration) -> f64 {
+    tokens as f64 / time.as_secs_f64()
+}

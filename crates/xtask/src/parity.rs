@@ -1,0 +1,100 @@
+//! What torch, transformers and peft say of our numbers.
+//!
+//! On demand: their wheels are gigabytes. The checks are the scripts in `python/`. Start at `CHECKS`.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    ci::default_model,
+    python::Venv,
+    run::{self, Part, Repository},
+    server::Server,
+};
+
+/// The checks in their order.
+const CHECKS: &[Part<Parity>] = &[
+    ("peft", Parity::peft),
+    ("architectures", Parity::architectures),
+];
+
+/// The names of the checks.
+pub(crate) fn names() -> Vec<&'static str> {
+    CHECKS.iter().map(|(name, _)| *name).collect()
+}
+
+/// Runs the checks, only those named if any is.
+pub(crate) fn run(repository: Repository, only: &[String]) -> Result<()> {
+    let venv = Venv::make(&repository, "parity-venv")?;
+    venv.install(&[
+        "torch>=2.6",
+        "transformers>=4.55",
+        "peft>=0.17",
+        "tokenizers",
+        "numpy>=2",
+        "safetensors>=0.5",
+        "gguf>=0.17",
+    ])?;
+    venv.install_client()?;
+    let imprint = repository.imprint()?;
+    run::parts(
+        CHECKS,
+        &Parity {
+            repository,
+            venv,
+            imprint,
+        },
+        only,
+    )
+}
+
+struct Parity {
+    repository: Repository,
+    venv: Venv,
+    imprint: PathBuf,
+}
+
+impl Parity {
+    /// An exported adapter, loaded by peft onto the model in transformers, against the server's log-probabilities.
+    fn peft(&self) -> Result<()> {
+        let server = Server::start(&self.repository, &self.imprint, &[])?;
+        let mut check = self.script("peft_torch.py");
+        run::run(check.arg(server.address()).arg(default_model()?))?;
+        server.stop()
+    }
+
+    /// Tiny random models of every architecture: transformers' log-probabilities against the server's.
+    fn architectures(&self) -> Result<()> {
+        let folder = self.repository.target.join("parity-models");
+        if folder.is_dir() {
+            fs::remove_dir_all(&folder)?;
+        }
+        run::run(self.script("architectures.py").arg("make").arg(&folder))?;
+        for case in fs::read_dir(&folder)? {
+            let case = case?.path();
+            let model = case
+                .to_str()
+                .context("the target folder's name is no UTF-8")?;
+            let server = Server::start(
+                &self.repository,
+                &self.imprint,
+                &["--model", model, "--generator", "none"],
+            )?;
+            run::run(
+                self.script("architectures.py")
+                    .arg("check")
+                    .arg(&case)
+                    .arg(server.address()),
+            )?;
+            server.stop()?;
+        }
+        Ok(())
+    }
+
+    fn script(&self, name: &str) -> Command {
+        let mut python = self.venv.python();
+        python.arg(self.repository.root.join("crates/xtask/python").join(name));
+        python
+    }
+}
