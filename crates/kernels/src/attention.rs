@@ -231,14 +231,13 @@ impl Call<'_> {
         let dh = self.dh;
         let mut turned = vec![0.0f32; dh * LANES]; // [Dh, 16]
         for from in keys.clone().step_by(LANES) {
-            for lane in 0..LANES {
+            let mut sixteen = [&[][..]; LANES];
+            for (lane, k) in sixteen.iter_mut().enumerate() {
                 // Behind the last key: the first of these again, seen by nobody.
                 let key = if from + lane < keys.end { from + lane } else { from };
-                let k = &self.k[self.at(tile, key)..][..dh];
-                for (k, to) in k.iter().zip(turned.as_chunks_mut::<LANES>().0) {
-                    to[lane] = *k;
-                }
+                *k = &self.k[self.at(tile, key)..][..dh];
             }
+            run(Turn { rows: &sixteen, to: &mut turned });
             let to = &mut scores[from - keys.start..];
             // SAFETY: q is rows of Dh, `turned` Dh steps of 16, and rows of `length` have 16 scores from here on.
             unsafe {
@@ -290,6 +289,36 @@ impl Call<'_> {
                 }
             }
             from += steps;
+        }
+    }
+}
+
+/// Sixteen keys of Dh to Dh sixteens: one vector is the same channel of sixteen keys.
+struct Turn<'a> {
+    rows: &'a [&'a [f32]; LANES],
+    to: &'a mut [f32],
+}
+
+impl Kernel for Turn<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { rows, to } = self;
+        let dh = rows[0].len();
+        for (half, rows) in rows.as_chunks::<8>().0.iter().enumerate() {
+            for channel in (0..dh / 8 * 8).step_by(8) {
+                let mut at = [std::ptr::null(); 8];
+                for (at, row) in at.iter_mut().zip(rows) {
+                    *at = row[channel..channel + 8].as_ptr();
+                }
+                let to = &mut to[channel * LANES..(channel + 8) * LANES][8 * half..];
+                // SAFETY: eight channels of eight rows; behind `to` lie 8 * 16 floats but for at most 8.
+                unsafe { isa.turn(&at, to.as_mut_ptr()) };
+            }
+            for channel in dh / 8 * 8..dh {
+                for (lane, row) in rows.iter().enumerate() {
+                    to[channel * LANES + 8 * half + lane] = row[channel];
+                }
+            }
         }
     }
 }

@@ -14,9 +14,9 @@ use rayon::prelude::*;
 
 use crate::simd::{Isa, Kernel, LANES, run};
 
-/// Steps of K at a time: 16 columns x 256 f32 are half of a 32 KB L1.
-pub(crate) const STRETCH: usize = 256;
-/// Rows that one packed stretch is multiplied with: 240 rows x 256 steps are half of a 512 KB L2.
+/// Steps of K at a time at most: 16 columns x 288 f32 are 18 KB of a 32 KB L1.
+pub(crate) const STRETCH: usize = 288;
+/// Rows that one packed stretch is multiplied with: 240 rows x 288 steps are half of a 512 KB L2.
 pub(crate) const ROWS: usize = 240;
 /// Rows from which packing a stretch of sixteen columns pays.
 const PACK_ROWS: usize = 8;
@@ -132,8 +132,9 @@ impl Job<'_> {
             // SAFETY: no step is read; the columns of these rows are this item's own.
             unsafe { multiply(Left { at: self.x.as_ptr(), row: k }, Steps { at: scratch.as_ptr(), row: LANES }, out, rows.len(), 0, Begin::Zero) }
         }
-        for from in (0..k).step_by(STRETCH) {
-            let steps = STRETCH.min(k - from);
+        let stretch = k.div_ceil(k.div_ceil(STRETCH).max(1)).max(1);
+        for from in (0..k).step_by(stretch) {
+            let steps = stretch.min(k - from);
             let right = match self.w {
                 Right::Steps(w) if columns == LANES && rows.len() < PACK_ROWS => Steps { at: w[from * n + column..].as_ptr(), row: n },
                 Right::Steps(w) => {

@@ -40,6 +40,10 @@ pub(crate) trait Isa: Copy + Send + Sync {
     /// # Safety
     /// 16 bytes are readable at `at`.
     unsafe fn load_nibbles(self, at: *const u8, high: bool) -> Self::V;
+    /// Eight floats of each of eight rows, turned: float i of row j goes to `to + i * LANES + j`.
+    /// # Safety
+    /// 8 floats are readable at each row; 7 * 16 + 8 are writable at `to`.
+    unsafe fn turn(self, rows: &[*const f32; 8], to: *mut f32);
     /// a b + c, rounded once.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -160,6 +164,15 @@ impl Isa for Portable {
         bytes.map(|b| f32::from(if high { b >> 4 } else { b & 15 }))
     }
     #[inline(always)]
+    unsafe fn turn(self, rows: &[*const f32; 8], to: *mut f32) {
+        for (j, row) in rows.iter().enumerate() {
+            for i in 0..8 {
+                // SAFETY: as the caller says.
+                unsafe { *to.add(i * LANES + j) = *row.add(i) };
+            }
+        }
+    }
+    #[inline(always)]
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
@@ -218,6 +231,41 @@ mod x86 {
     /// One register of sixteen. Only `run_avx512` makes one.
     #[derive(Clone, Copy)]
     pub(super) struct Avx512(());
+
+    /// [`Isa::turn`] in three rounds: neighbouring rows by ones, then by pairs, then by halves.
+    ///
+    /// # Safety
+    /// The machine has AVX2; floats as there.
+    #[inline(always)]
+    unsafe fn turn(rows: &[*const f32; 8], to: *mut f32) {
+        // SAFETY: as above.
+        unsafe {
+            let a0 = _mm256_loadu_ps(rows[0]);
+            let a1 = _mm256_loadu_ps(rows[1]);
+            let a2 = _mm256_loadu_ps(rows[2]);
+            let a3 = _mm256_loadu_ps(rows[3]);
+            let a4 = _mm256_loadu_ps(rows[4]);
+            let a5 = _mm256_loadu_ps(rows[5]);
+            let a6 = _mm256_loadu_ps(rows[6]);
+            let a7 = _mm256_loadu_ps(rows[7]);
+            let (b0, b1) = (_mm256_unpacklo_ps(a0, a1), _mm256_unpackhi_ps(a0, a1));
+            let (b2, b3) = (_mm256_unpacklo_ps(a2, a3), _mm256_unpackhi_ps(a2, a3));
+            let (b4, b5) = (_mm256_unpacklo_ps(a4, a5), _mm256_unpackhi_ps(a4, a5));
+            let (b6, b7) = (_mm256_unpacklo_ps(a6, a7), _mm256_unpackhi_ps(a6, a7));
+            let (c0, c1) = (_mm256_shuffle_ps::<0x44>(b0, b2), _mm256_shuffle_ps::<0xee>(b0, b2));
+            let (c2, c3) = (_mm256_shuffle_ps::<0x44>(b1, b3), _mm256_shuffle_ps::<0xee>(b1, b3));
+            let (c4, c5) = (_mm256_shuffle_ps::<0x44>(b4, b6), _mm256_shuffle_ps::<0xee>(b4, b6));
+            let (c6, c7) = (_mm256_shuffle_ps::<0x44>(b5, b7), _mm256_shuffle_ps::<0xee>(b5, b7));
+            _mm256_storeu_ps(to, _mm256_permute2f128_ps::<0x20>(c0, c4));
+            _mm256_storeu_ps(to.add(16), _mm256_permute2f128_ps::<0x20>(c1, c5));
+            _mm256_storeu_ps(to.add(32), _mm256_permute2f128_ps::<0x20>(c2, c6));
+            _mm256_storeu_ps(to.add(48), _mm256_permute2f128_ps::<0x20>(c3, c7));
+            _mm256_storeu_ps(to.add(64), _mm256_permute2f128_ps::<0x31>(c0, c4));
+            _mm256_storeu_ps(to.add(80), _mm256_permute2f128_ps::<0x31>(c1, c5));
+            _mm256_storeu_ps(to.add(96), _mm256_permute2f128_ps::<0x31>(c2, c6));
+            _mm256_storeu_ps(to.add(112), _mm256_permute2f128_ps::<0x31>(c3, c7));
+        }
+    }
 
     /// A method without pointers, lane by lane on both halves.
     macro_rules! both {
@@ -306,6 +354,11 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn turn(self, rows: &[*const f32; 8], to: *mut f32) {
+            // SAFETY: AVX2 is there, and the caller gives the floats.
+            unsafe { turn(rows, to) }
+        }
+        #[inline(always)]
         fn exp2_of_low_bits(self, v: Self::V) -> Self::V {
             // SAFETY: an Avx2 exists only where the machine has AVX2.
             unsafe {
@@ -381,6 +434,11 @@ mod x86 {
                 let bytes = if high { _mm_srli_epi16::<4>(bytes) } else { bytes };
                 _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15))))
             }
+        }
+        #[inline(always)]
+        unsafe fn turn(self, rows: &[*const f32; 8], to: *mut f32) {
+            // SAFETY: AVX2 is there, and the caller gives the floats.
+            unsafe { turn(rows, to) }
         }
         #[inline(always)]
         fn exp2_of_low_bits(self, v: Self::V) -> Self::V {
