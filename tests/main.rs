@@ -2,6 +2,11 @@
 //!
 //! Each test starts a server of its own on a free port. Start at `support`.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics, in its helpers too"
+)]
+
 #[path = "e2e/support.rs"]
 mod support;
 

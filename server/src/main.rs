@@ -4,7 +4,7 @@
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::Path,
     process::ExitCode,
     time::Instant,
 };
@@ -156,7 +156,7 @@ async fn demo(config: Config, options: imprint_client::demo::Options) -> anyhow:
     }
 }
 
-fn model(action: &ModelAction, home: &PathBuf) -> anyhow::Result<ExitCode> {
+fn model(action: &ModelAction, home: &Path) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout();
     match action {
         ModelAction::Pull { model } => {

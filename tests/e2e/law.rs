@@ -72,7 +72,8 @@ async fn holds(world: &World, whole: &[String], pieces: &[Cut], strategy: v1::St
     let got = ingest.finish().await.unwrap().unwrap();
     assert_eq!(
         (got.state_digest, got.tokens),
-        (want.state_digest, want.tokens)
+        (want.state_digest, want.tokens),
+        "{pieces:?}"
     );
     let ask = |session: &str| v1::GenerateRequest {
         adapter: crate::support::adapter(session),
@@ -85,7 +86,8 @@ async fn holds(world: &World, whole: &[String], pieces: &[Cut], strategy: v1::St
     );
     assert_eq!(
         (a.text, a.tokens, a.logprobs),
-        (b.text, b.tokens, b.logprobs)
+        (b.text, b.tokens, b.logprobs),
+        "{pieces:?}"
     );
     for session_id in [once, cut] {
         world
@@ -107,7 +109,7 @@ async fn law(
         failure_persistence: None,
         ..Config::default()
     });
-    for case in 0..cases {
+    for _ in 0..cases {
         let (whole, pieces) = documents(text.clone())
             .new_tree(&mut runner)
             .unwrap()
@@ -115,7 +117,6 @@ async fn law(
         if whole.is_empty() {
             continue;
         }
-        eprintln!("case {case}: {pieces:?}");
         holds(world, &whole, &pieces, strategy).await;
     }
 }

@@ -92,9 +92,9 @@ impl Stream {
             () = reached(&mut self.phase, Phase::Draining) => return Err(Error::ShuttingDown.into()),
             first = self.messages.message() => first.map_err(readable)?,
         };
-        let open = match first.and_then(|first| first.message) {
-            Some(ingest_request::Message::Open(open)) => open,
-            _ => return Err(invalid("open", "must be the first message")),
+        let Some(ingest_request::Message::Open(open)) = first.and_then(|first| first.message)
+        else {
+            return Err(invalid("open", "must be the first message"));
         };
         let session = shared.sessions.get(tenant, &open.session_id)?;
         let user = session.user();
