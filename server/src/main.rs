@@ -42,9 +42,28 @@ enum Verb {
         #[command(subcommand)]
         action: ModelAction,
     },
+    /// Measure, beside peers
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        what: BenchWhat,
+    },
     /// What speaks to a server.
     #[command(flatten)]
     Client(imprint_client::cli::Verb),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum BenchWhat {
+    /// The engine by itself: prefill, ingest and decode, with and without adapters
+    Offline {
+        /// What is measured.
+        #[command(flatten)]
+        flags: Flags,
+        /// How to measure.
+        #[command(flatten)]
+        args: bench::offline::Args,
+    },
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -94,6 +113,15 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             runtime(&config)?.block_on(demo(config, options))
         }
         Verb::Model { action } => model(&action, &Config::load(&Flags::default())?.home),
+        Verb::Bench {
+            what: BenchWhat::Offline { flags, args },
+        } => {
+            let config = Config::load(&flags)?;
+            compute_threads(&config)?;
+            let files = models::resolve(&config.model, &config.generator, &config.home)?;
+            bench::offline::run(&args, &files.model, files.generator.as_deref())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Client(verb) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -109,17 +137,18 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn runtime(config: &Config) -> anyhow::Result<tokio::runtime::Runtime> {
+fn compute_threads(config: &Config) -> anyhow::Result<()> {
     if let Some(threads) = config.engine.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()
-            .context("compute threads")?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build_global().context("compute threads")?;
     }
-    Ok(tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?)
+    Ok(())
+}
+
+fn runtime(config: &Config) -> anyhow::Result<tokio::runtime::Runtime> {
+    compute_threads(config)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    Ok(runtime.worker_threads(2).enable_all().build()?)
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
