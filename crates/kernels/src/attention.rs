@@ -6,7 +6,10 @@
 //! key's position modulo 16, values in one chain over ascending keys; keys that a query does not see weigh exactly
 //! 0. So the result of a query is the same bits however its row was cut into calls and tiles, and whatever other
 //! rows are in the call (finite values given). Start at [`paged_attention`].
-#![expect(unsafe_code, reason = "products on raw addresses, and threads that write rows of their own")]
+#![expect(
+    unsafe_code,
+    reason = "products on raw addresses, and threads that write rows of their own"
+)]
 
 #[cfg(test)]
 mod tests;
@@ -28,12 +31,26 @@ use crate::{
 pub fn kv_append(cache: &Tensor, rows: &Tensor, slots: &[u32]) -> Result<()> {
     let (blocks, block_size, heads, dh) = cache.dims4()?;
     if rows.dims3()? != (slots.len(), heads, dh) {
-        bail!("rows {:?} for {} slots of a cache {:?}", rows.shape(), slots.len(), cache.shape())
+        bail!(
+            "rows {:?} for {} slots of a cache {:?}",
+            rows.shape(),
+            slots.len(),
+            cache.shape()
+        )
     }
-    if let Some(slot) = slots.iter().find(|&&slot| slot as usize >= blocks * block_size) {
+    if let Some(slot) = slots
+        .iter()
+        .find(|&&slot| slot as usize >= blocks * block_size)
+    {
         bail!("slot {slot} of a cache of {} slots", blocks * block_size)
     }
-    cache.inplace_op2(&rows.contiguous()?, &Append { slots, width: heads * dh })
+    cache.inplace_op2(
+        &rows.contiguous()?,
+        &Append {
+            slots,
+            width: heads * dh,
+        },
+    )
 }
 
 /// Copies row t to slot `slots[t]`.
@@ -47,7 +64,13 @@ impl InplaceOp2 for Append<'_> {
         "kv_append"
     }
 
-    fn cpu_fwd(&self, cache: &mut CpuStorage, cache_layout: &Layout, rows: &CpuStorage, rows_layout: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        cache: &mut CpuStorage,
+        cache_layout: &Layout,
+        rows: &CpuStorage,
+        rows_layout: &Layout,
+    ) -> Result<()> {
         let cache = floats_mut(cache, cache_layout)?; // [slots, Hkv * Dh]
         let rows = floats_of(rows, rows_layout)?; // [T, Hkv * Dh]
         for (&slot, row) in self.slots.iter().zip(rows.chunks_exact(self.width)) {
@@ -85,8 +108,17 @@ pub fn paged_attention(
 ) -> Result<Tensor> {
     let (t, heads, dh) = q.dims3()?;
     let (blocks, block_size, kv_heads, k_dh) = k_cache.dims4()?;
-    if v_cache.dims4()? != (blocks, block_size, kv_heads, k_dh) || k_dh != dh || kv_heads == 0 || heads % kv_heads != 0 {
-        bail!("attention of q {:?} over caches {:?} and {:?}", q.shape(), k_cache.shape(), v_cache.shape())
+    if v_cache.dims4()? != (blocks, block_size, kv_heads, k_dh)
+        || k_dh != dh
+        || kv_heads == 0
+        || heads % kv_heads != 0
+    {
+        bail!(
+            "attention of q {:?} over caches {:?} and {:?}",
+            q.shape(),
+            k_cache.shape(),
+            v_cache.shape()
+        )
     }
     if window == Some(0) {
         bail!("an attention window of 0 keys")
@@ -94,14 +126,26 @@ pub fn paged_attention(
     for row in rows {
         check_row(row, t, blocks, block_size)?;
     }
-    let mut spans: Vec<_> = rows.iter().filter(|row| row.len > 0).map(|row| (row.start, row.start + row.len)).collect();
+    let mut spans: Vec<_> = rows
+        .iter()
+        .filter(|row| row.len > 0)
+        .map(|row| (row.start, row.start + row.len))
+        .collect();
     spans.sort_unstable();
     if spans.windows(2).any(|pair| pair[1].0 < pair[0].1) {
         bail!("rows of an attention call overlap")
     }
 
-    let (q, k_cache, v_cache) = (q.contiguous()?, k_cache.contiguous()?, v_cache.contiguous()?);
-    let (q, k, v) = (Floats::of(&q)?, Floats::of(&k_cache)?, Floats::of(&v_cache)?);
+    let (q, k_cache, v_cache) = (
+        q.contiguous()?,
+        k_cache.contiguous()?,
+        v_cache.contiguous()?,
+    );
+    let (q, k, v) = (
+        Floats::of(&q)?,
+        Floats::of(&k_cache)?,
+        Floats::of(&v_cache)?,
+    );
     let mut out = vec![0.0f32; q.len()]; // [T, H * Dh]
     let group = heads / kv_heads;
     let call = Call {
@@ -121,13 +165,22 @@ pub fn paged_attention(
         let mut first = 0;
         while first < row.len {
             let keys = (row.position + first + 1).min(call.window);
-            let queries = first..row.len.min(first + (TILE_SCORES / (group * keys)).clamp(1, TILE_QUERIES));
+            let queries = first
+                ..row
+                    .len
+                    .min(first + (TILE_SCORES / (group * keys)).clamp(1, TILE_QUERIES));
             work += 2 * queries.len() * heads * dh * keys;
-            tiles.extend((0..kv_heads).map(|kv_head| Tile { row, kv_head, queries: queries.clone() }));
+            tiles.extend((0..kv_heads).map(|kv_head| Tile {
+                row,
+                kv_head,
+                queries: queries.clone(),
+            }));
             first = queries.end;
         }
     }
-    spread(tiles.len(), 1, work, |range| tiles[range].iter().for_each(|tile| call.tile(tile)));
+    spread(tiles.len(), 1, work, |range| {
+        tiles[range].iter().for_each(|tile| call.tile(tile))
+    });
     tensor(out, (t, heads * dh))
 }
 
@@ -141,8 +194,17 @@ fn check_row(row: &AttentionRow<'_>, t: usize, blocks: usize, block_size: usize)
         bail!("queries {} + {} of {t} rows", row.start, row.len)
     }
     let slots = row.blocks.len().saturating_mul(block_size);
-    if row.position.checked_add(row.len).is_none_or(|end| end > slots) {
-        bail!("positions {} + {} in {} blocks of {block_size}", row.position, row.len, row.blocks.len())
+    if row
+        .position
+        .checked_add(row.len)
+        .is_none_or(|end| end > slots)
+    {
+        bail!(
+            "positions {} + {} in {} blocks of {block_size}",
+            row.position,
+            row.len,
+            row.blocks.len()
+        )
     }
     if let Some(block) = row.blocks.iter().find(|&&block| block as usize >= blocks) {
         bail!("block {block} of a cache of {blocks} blocks")
@@ -179,7 +241,8 @@ impl Call<'_> {
 
     /// Where a key or value of a KV head begins in its cache.
     fn at(&self, tile: &Tile<'_>, key: usize) -> usize {
-        let slot = tile.row.blocks[key / self.block_size] as usize * self.block_size + key % self.block_size;
+        let slot = tile.row.blocks[key / self.block_size] as usize * self.block_size
+            + key % self.block_size;
         (slot * self.kv_heads + tile.kv_head) * self.dh
     }
 
@@ -198,17 +261,29 @@ impl Call<'_> {
 
         let mut q = Vec::with_capacity(rows * dh); // [rows, Dh], rows = queries * group
         for query in queries.clone() {
-            q.extend(self.q[self.heads_at(tile, query)..][..group * dh].iter().map(|q| q * self.scale));
+            q.extend(
+                self.q[self.heads_at(tile, query)..][..group * dh]
+                    .iter()
+                    .map(|q| q * self.scale),
+            );
         }
         let mut scores = vec![0.0f32; rows * length]; // [rows, length]
         self.score(tile, keys.clone(), &q, &mut scores, length);
 
         let mut sums = vec![0.0f32; rows]; // [rows]
-        for (query, (scores, sums)) in queries.clone().zip(scores.chunks_exact_mut(group * length).zip(sums.chunks_exact_mut(group))) {
+        for (query, (scores, sums)) in queries.clone().zip(
+            scores
+                .chunks_exact_mut(group * length)
+                .zip(sums.chunks_exact_mut(group)),
+        ) {
             let visible = self.visible(tile.row.position + query);
             let visible = visible.start - first..visible.end - first;
             for (weights, sum) in scores.chunks_exact_mut(length).zip(sums) {
-                run(Weigh { weights, visible: visible.clone(), sum });
+                run(Weigh {
+                    weights,
+                    visible: visible.clone(),
+                    sum,
+                });
             }
         }
 
@@ -222,29 +297,59 @@ impl Call<'_> {
         for (query, heads) in queries.zip(out.chunks_exact(group * dh)) {
             // SAFETY: rows of a call do not overlap and tiles share out the queries and KV heads of a row, so these
             // floats of out, as many as q has, are this tile's own.
-            unsafe { std::slice::from_raw_parts_mut(self.out.get().add(self.heads_at(tile, query)), group * dh) }.copy_from_slice(heads);
+            unsafe {
+                std::slice::from_raw_parts_mut(
+                    self.out.get().add(self.heads_at(tile, query)),
+                    group * dh,
+                )
+            }
+            .copy_from_slice(heads);
         }
     }
 
     /// scores [rows, length] = q [rows, Dh] Kᵀ.
-    fn score(&self, tile: &Tile<'_>, keys: Range<usize>, q: &[f32], scores: &mut [f32], length: usize) {
+    fn score(
+        &self,
+        tile: &Tile<'_>,
+        keys: Range<usize>,
+        q: &[f32],
+        scores: &mut [f32],
+        length: usize,
+    ) {
         let dh = self.dh;
         let mut turned = vec![0.0f32; dh * LANES]; // [Dh, 16]
         for from in keys.clone().step_by(LANES) {
             let mut sixteen = [&[][..]; LANES];
             for (lane, k) in sixteen.iter_mut().enumerate() {
                 // Behind the last key: the first of these again, seen by nobody.
-                let key = if from + lane < keys.end { from + lane } else { from };
+                let key = if from + lane < keys.end {
+                    from + lane
+                } else {
+                    from
+                };
                 *k = &self.k[self.at(tile, key)..][..dh];
             }
-            run(Turn { rows: &sixteen, to: &mut turned });
+            run(Turn {
+                rows: &sixteen,
+                to: &mut turned,
+            });
             let to = &mut scores[from - keys.start..];
             // SAFETY: q is rows of Dh, `turned` Dh steps of 16, and rows of `length` have 16 scores from here on.
             unsafe {
                 multiply(
-                    Left { at: q.as_ptr(), row: dh },
-                    Steps { at: turned.as_ptr(), row: LANES },
-                    Out { at: to.as_mut_ptr(), row: length, columns: LANES },
+                    Left {
+                        at: q.as_ptr(),
+                        row: dh,
+                    },
+                    Steps {
+                        at: turned.as_ptr(),
+                        row: LANES,
+                    },
+                    Out {
+                        at: to.as_mut_ptr(),
+                        row: length,
+                        columns: LANES,
+                    },
                     q.len() / dh,
                     dh,
                     Begin::Zero,
@@ -254,7 +359,14 @@ impl Call<'_> {
     }
 
     /// out [rows, Dh] = weights [rows, length] V.
-    fn sum_values(&self, tile: &Tile<'_>, keys: Range<usize>, weights: &[f32], length: usize, out: &mut [f32]) {
+    fn sum_values(
+        &self,
+        tile: &Tile<'_>,
+        keys: Range<usize>,
+        weights: &[f32],
+        length: usize,
+        out: &mut [f32],
+    ) {
         let dh = self.dh;
         let stride = self.kv_heads * dh;
         let rows = out.len() / dh;
@@ -267,24 +379,41 @@ impl Call<'_> {
                 let mut padded = Vec::new(); // [steps, 16] where heads are no whole number of sixteens
                 let right = if columns == LANES {
                     let v = &v[column..column + (steps - 1) * stride + LANES];
-                    Steps { at: v.as_ptr(), row: stride }
+                    Steps {
+                        at: v.as_ptr(),
+                        row: stride,
+                    }
                 } else {
                     padded.resize(steps * LANES, 0.0);
                     for (step, to) in padded.chunks_exact_mut(LANES).enumerate() {
                         to[..columns].copy_from_slice(&v[step * stride + column..][..columns]);
                     }
-                    Steps { at: padded.as_ptr(), row: LANES }
+                    Steps {
+                        at: padded.as_ptr(),
+                        row: LANES,
+                    }
                 };
                 // SAFETY: rows of `length` weights have `steps` from here on, `right` was bounded above, and rows
                 // of Dh have `columns` from `column` on.
                 unsafe {
                     multiply(
-                        Left { at: weights[from - keys.start..].as_ptr(), row: length },
+                        Left {
+                            at: weights[from - keys.start..].as_ptr(),
+                            row: length,
+                        },
                         right,
-                        Out { at: out[column..].as_mut_ptr(), row: dh, columns },
+                        Out {
+                            at: out[column..].as_mut_ptr(),
+                            row: dh,
+                            columns,
+                        },
                         rows,
                         steps,
-                        if from == keys.start { Begin::Zero } else { Begin::Out },
+                        if from == keys.start {
+                            Begin::Zero
+                        } else {
+                            Begin::Out
+                        },
                     );
                 }
             }
@@ -334,7 +463,11 @@ struct Weigh<'a> {
 impl Kernel for Weigh<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { weights, visible, sum } = self;
+        let Self {
+            weights,
+            visible,
+            sum,
+        } = self;
         weights[..visible.start].fill(f32::NEG_INFINITY);
         weights[visible.end..].fill(f32::NEG_INFINITY);
         let (sixteens, _) = weights.as_chunks_mut::<LANES>();
@@ -342,9 +475,14 @@ impl Kernel for Weigh<'_> {
         for scores in &*sixteens {
             largest = isa.max(of_lanes(isa, scores), largest);
         }
-        let largest = lanes(isa, largest).into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let largest = lanes(isa, largest)
+            .into_iter()
+            .fold(f32::NEG_INFINITY, f32::max);
         for scores in &mut *sixteens {
-            *scores = lanes(isa, exp(isa, isa.sub(of_lanes(isa, scores), isa.splat(largest))));
+            *scores = lanes(
+                isa,
+                exp(isa, isa.sub(of_lanes(isa, scores), isa.splat(largest))),
+            );
         }
         weights[..visible.start].fill(0.0);
         weights[visible.end..].fill(0.0);
@@ -363,11 +501,24 @@ fn reference(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Vec<f
     let wide = |v: &f32| f64::from(*v);
     let scores: Vec<f64> = keys
         .iter()
-        .map(|k| f64::from(scale) * q.iter().zip(*k).map(|(q, k)| wide(q) * wide(k)).sum::<f64>())
+        .map(|k| {
+            f64::from(scale)
+                * q.iter()
+                    .zip(*k)
+                    .map(|(q, k)| wide(q) * wide(k))
+                    .sum::<f64>()
+        })
         .collect();
     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
     let sum: f64 = weights.iter().sum();
-    let of = |d: usize| weights.iter().zip(values).map(|(weight, v)| weight * wide(&v[d])).sum::<f64>() / sum;
+    let of = |d: usize| {
+        weights
+            .iter()
+            .zip(values)
+            .map(|(weight, v)| weight * wide(&v[d]))
+            .sum::<f64>()
+            / sum
+    };
     (0..q.len()).map(of).collect()
 }

@@ -95,7 +95,8 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 fn q8_0(block: &[u8], row: &mut Row) {
     row.scales.push(half_at(block, 0));
     row.minima.push(0.0);
-    row.codes.extend(block[2..34].iter().map(|&b| b.cast_signed()));
+    row.codes
+        .extend(block[2..34].iter().map(|&b| b.cast_signed()));
 }
 
 /// Low nibbles are the first 16 weights, high nibbles the other 16.
@@ -147,12 +148,19 @@ fn q6_k(block: &[u8], row: &mut Row) {
         row.scales.push(d * f32::from(scale.cast_signed()));
         row.minima.push(0.0);
     }
-    for (low, high) in block[..128].chunks_exact(64).zip(block[128..192].chunks_exact(32)) {
+    for (low, high) in block[..128]
+        .chunks_exact(64)
+        .zip(block[128..192].chunks_exact(32))
+    {
         let code = |nibble: u8, pair: u8| (nibble | (pair & 3) << 4).cast_signed() - 32;
-        row.codes.extend((0..32).map(|l| code(low[l] & 15, high[l])));
-        row.codes.extend((0..32).map(|l| code(low[l + 32] & 15, high[l] >> 2)));
-        row.codes.extend((0..32).map(|l| code(low[l] >> 4, high[l] >> 4)));
-        row.codes.extend((0..32).map(|l| code(low[l + 32] >> 4, high[l] >> 6)));
+        row.codes
+            .extend((0..32).map(|l| code(low[l] & 15, high[l])));
+        row.codes
+            .extend((0..32).map(|l| code(low[l + 32] & 15, high[l] >> 2)));
+        row.codes
+            .extend((0..32).map(|l| code(low[l] >> 4, high[l] >> 4)));
+        row.codes
+            .extend((0..32).map(|l| code(low[l + 32] >> 4, high[l] >> 6)));
     }
 }
 
@@ -160,9 +168,31 @@ fn q6_k(block: &[u8], row: &mut Row) {
 pub(crate) fn floats_row(format: WeightFormat, bytes: &[u8], out: &mut Vec<f32>) {
     out.clear();
     match format {
-        WeightFormat::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b))),
-        WeightFormat::F16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
-        WeightFormat::BF16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())),
-        WeightFormat::Q8_0 | WeightFormat::Q4_0 | WeightFormat::Q4_1 | WeightFormat::Q4K | WeightFormat::Q6K => {}
+        WeightFormat::F32 => out.extend(
+            bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|&b| f32::from_le_bytes(b)),
+        ),
+        WeightFormat::F16 => out.extend(
+            bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|&b| f16::from_le_bytes(b).to_f32()),
+        ),
+        WeightFormat::BF16 => out.extend(
+            bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|&b| bf16::from_le_bytes(b).to_f32()),
+        ),
+        WeightFormat::Q8_0
+        | WeightFormat::Q4_0
+        | WeightFormat::Q4_1
+        | WeightFormat::Q4K
+        | WeightFormat::Q6K => {}
     }
 }

@@ -51,14 +51,25 @@ pub fn apply_cores(a: &Tensor, rows: &[CoreRows<'_>], r2: usize) -> Result<Tenso
     let mut c = vec![0.0f32; t * r2]; // [T, R2]
     let mut rows: Vec<_> = rows.iter().collect();
     rows.sort_by_key(|row| row.start);
-    let cores = rows.iter().map(|row| Core::of(&row.core, r1, r2)).collect::<Result<Vec<_>>>()?;
+    let cores = rows
+        .iter()
+        .map(|row| Core::of(&row.core, r1, r2))
+        .collect::<Result<Vec<_>>>()?;
 
     // Each entry's factors, and its own rows of a and c.
     let mut entries = Vec::with_capacity(rows.len());
     let (mut rest, mut next) = (c.as_mut_slice(), 0);
     for (row, core) in rows.into_iter().zip(&cores) {
-        let Some(end) = row.start.checked_add(row.len).filter(|&end| row.start >= next && end <= t) else {
-            bail!("core rows {} + {} of {t}, behind row {next}", row.start, row.len)
+        let Some(end) = row
+            .start
+            .checked_add(row.len)
+            .filter(|&end| row.start >= next && end <= t)
+        else {
+            bail!(
+                "core rows {} + {} of {t}, behind row {next}",
+                row.start,
+                row.len
+            )
         };
         let (_, behind) = rest.split_at_mut((row.start - next) * r2);
         let (own, behind) = behind.split_at_mut(row.len * r2);
@@ -66,7 +77,15 @@ pub fn apply_cores(a: &Tensor, rows: &[CoreRows<'_>], r2: usize) -> Result<Tenso
         let u = core.u.as_ref().map(Floats::of).transpose()?; // [R1, q]
         let b = vec![0.0f32; row.len * core.q]; // [len, q]
         let last = Floats::of(&core.last)?;
-        entries.push(Entry { a: &a[row.start * r1..end * r1], c: own, u, last, q: core.q, b, scale: row.scale });
+        entries.push(Entry {
+            a: &a[row.start * r1..end * r1],
+            c: own,
+            u,
+            last,
+            q: core.q,
+            b,
+            scale: row.scale,
+        });
     }
 
     // b = a U where the core has low rank, then c = a N or b Vᵀ.
@@ -74,17 +93,48 @@ pub fn apply_cores(a: &Tensor, rows: &[CoreRows<'_>], r2: usize) -> Result<Tenso
         .iter_mut()
         .filter_map(|entry| {
             let u = entry.u.as_ref()?;
-            Some(Product { x: entry.a, w: Right::Steps(u), out: &mut entry.b, k: r1, n: entry.q, begin: Begin::Zero })
+            Some(Product {
+                x: entry.a,
+                w: Right::Steps(u),
+                out: &mut entry.b,
+                k: r1,
+                n: entry.q,
+                begin: Begin::Zero,
+            })
         })
         .collect();
     products(&mut inner);
     drop(inner);
     let mut outer: Vec<_> = entries
         .iter_mut()
-        .map(|Entry { a, c, u, last, q, b, .. }| match u {
-            None => Product { x: a, w: Right::Steps(last), out: c, k: r1, n: r2, begin: Begin::Zero },
-            Some(_) => Product { x: b, w: Right::Columns(last), out: c, k: *q, n: r2, begin: Begin::Zero },
-        })
+        .map(
+            |Entry {
+                 a,
+                 c,
+                 u,
+                 last,
+                 q,
+                 b,
+                 ..
+             }| match u {
+                None => Product {
+                    x: a,
+                    w: Right::Steps(last),
+                    out: c,
+                    k: r1,
+                    n: r2,
+                    begin: Begin::Zero,
+                },
+                Some(_) => Product {
+                    x: b,
+                    w: Right::Columns(last),
+                    out: c,
+                    k: *q,
+                    n: r2,
+                    begin: Begin::Zero,
+                },
+            },
+        )
         .collect();
     products(&mut outer);
     drop(outer);
@@ -123,14 +173,26 @@ impl Core {
                 if n.dims2()? != (r1, r2) {
                     bail!("a core {:?} where R1 is {r1} and R2 {r2}", n.shape())
                 }
-                Ok(Self { u: None, last: n.contiguous()?, q: 0 })
+                Ok(Self {
+                    u: None,
+                    last: n.contiguous()?,
+                    q: 0,
+                })
             }
             CoreView::LowRank { u, v } => {
                 let (_, q) = u.dims2()?;
                 if u.dims2()? != (r1, q) || v.dims2()? != (r2, q) {
-                    bail!("core factors {:?} and {:?} where R1 is {r1} and R2 {r2}", u.shape(), v.shape())
+                    bail!(
+                        "core factors {:?} and {:?} where R1 is {r1} and R2 {r2}",
+                        u.shape(),
+                        v.shape()
+                    )
                 }
-                Ok(Self { u: Some(u.contiguous()?), last: v.contiguous()?, q })
+                Ok(Self {
+                    u: Some(u.contiguous()?),
+                    last: v.contiguous()?,
+                    q,
+                })
             }
         }
     }
@@ -140,5 +202,9 @@ impl Core {
 #[cfg(test)]
 fn reference(a: &[f32], n: &[f32], r1: usize, r2: usize, scale: f32) -> Vec<f32> {
     let rows = a.chunks_exact(r1);
-    rows.flat_map(|a| (0..r2).map(move |j| scale * (0..r1).fold(0.0, |sum: f32, i| a[i].mul_add(n[i * r2 + j], sum)))).collect()
+    rows.flat_map(|a| {
+        (0..r2)
+            .map(move |j| scale * (0..r1).fold(0.0, |sum: f32, i| a[i].mul_add(n[i * r2 + j], sum)))
+    })
+    .collect()
 }

@@ -21,7 +21,9 @@ impl<'a> Floats<'a> {
         let range = match &*storage {
             Storage::Cpu(CpuStorage::F32(_)) => contiguous(layout)?,
             Storage::Cpu(_) => bail!("expected an f32 tensor, got {:?}", tensor.dtype()),
-            Storage::Cuda(_) | Storage::Metal(_) => bail!("expected a tensor on the CPU, got {:?}", tensor.device()),
+            Storage::Cuda(_) | Storage::Metal(_) => {
+                bail!("expected a tensor on the CPU, got {:?}", tensor.device())
+            }
         };
         Ok(Self { storage, range })
     }
@@ -40,7 +42,10 @@ impl Deref for Floats<'_> {
 }
 
 /// The values of a tensor that is being written in place.
-pub(crate) fn floats_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+pub(crate) fn floats_mut<'a>(
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> Result<&'a mut [f32]> {
     let range = contiguous(layout)?;
     match storage {
         CpuStorage::F32(values) => Ok(&mut values[range]),
@@ -64,7 +69,11 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor
 
 fn contiguous(layout: &Layout) -> Result<Range<usize>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("expected a contiguous tensor, got strides {:?} for {:?}", layout.stride(), layout.shape())
+        bail!(
+            "expected a contiguous tensor, got strides {:?} for {:?}",
+            layout.stride(),
+            layout.shape()
+        )
     };
     Ok(start..end)
 }

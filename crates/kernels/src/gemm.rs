@@ -62,7 +62,11 @@ pub(crate) fn reference(product: &mut Product<'_>) {
     for row in 0..m {
         for column in 0..n {
             let out = &mut product.out[row * n + column];
-            let begin = if product.begin == Begin::Zero { 0.0 } else { *out };
+            let begin = if product.begin == Begin::Zero {
+                0.0
+            } else {
+                *out
+            };
             *out = (0..k).fold(begin, |sum, step| {
                 let w = match product.w {
                     Right::Steps(w) => w[step * n + column],
@@ -84,7 +88,10 @@ pub(crate) fn products(products: &mut [Product<'_>]) {
     for product in products.iter_mut() {
         let (m, k, n) = (product.m(), product.k, product.n);
         let (Right::Steps(w) | Right::Columns(w)) = product.w;
-        assert!(product.out.len() == m * n && product.x.len() == m * k && w.len() == k * n, "a product of other lengths");
+        assert!(
+            product.out.len() == m * n && product.x.len() == m * k && w.len() == k * n,
+            "a product of other lengths"
+        );
         if product.out.is_empty() {
             continue;
         }
@@ -92,7 +99,17 @@ pub(crate) fn products(products: &mut [Product<'_>]) {
         let first = items;
         items += parts * n.div_ceil(LANES);
         work += m * k * n;
-        jobs.push(Job { first, x: product.x, w: product.w, out: Shared(product.out.as_mut_ptr()), m, k, n, parts, begin: product.begin });
+        jobs.push(Job {
+            first,
+            x: product.x,
+            w: product.w,
+            out: Shared(product.out.as_mut_ptr()),
+            m,
+            k,
+            n,
+            parts,
+            begin: product.begin,
+        });
     }
     spread(items, 1, work, |range| {
         for item in range {
@@ -126,22 +143,47 @@ impl Job<'_> {
         let columns = LANES.min(n - column);
         let rows = m * part / self.parts..m * (part + 1) / self.parts;
         // SAFETY: row `rows.start` < m and `column` < n lie in out.
-        let out = Out { at: unsafe { self.out.get().add(rows.start * n + column) }, row: n, columns };
+        let out = Out {
+            at: unsafe { self.out.get().add(rows.start * n + column) },
+            row: n,
+            columns,
+        };
         let mut scratch = [0.0f32; STRETCH * LANES];
         if k == 0 && self.begin == Begin::Zero {
             // SAFETY: no step is read; the columns of these rows are this item's own.
-            unsafe { multiply(Left { at: self.x.as_ptr(), row: k }, Steps { at: scratch.as_ptr(), row: LANES }, out, rows.len(), 0, Begin::Zero) }
+            unsafe {
+                multiply(
+                    Left {
+                        at: self.x.as_ptr(),
+                        row: k,
+                    },
+                    Steps {
+                        at: scratch.as_ptr(),
+                        row: LANES,
+                    },
+                    out,
+                    rows.len(),
+                    0,
+                    Begin::Zero,
+                )
+            }
         }
         let stretch = k.div_ceil(k.div_ceil(STRETCH).max(1)).max(1);
         for from in (0..k).step_by(stretch) {
             let steps = stretch.min(k - from);
             let right = match self.w {
-                Right::Steps(w) if columns == LANES && rows.len() < PACK_ROWS => Steps { at: w[from * n + column..].as_ptr(), row: n },
+                Right::Steps(w) if columns == LANES && rows.len() < PACK_ROWS => Steps {
+                    at: w[from * n + column..].as_ptr(),
+                    row: n,
+                },
                 Right::Steps(w) => {
                     for (step, to) in scratch.chunks_exact_mut(LANES).take(steps).enumerate() {
                         to[..columns].copy_from_slice(&w[(from + step) * n + column..][..columns]);
                     }
-                    Steps { at: scratch.as_ptr(), row: LANES }
+                    Steps {
+                        at: scratch.as_ptr(),
+                        row: LANES,
+                    }
                 }
                 Right::Columns(w) => {
                     for lane in 0..columns {
@@ -150,14 +192,29 @@ impl Job<'_> {
                             to[lane] = *w;
                         }
                     }
-                    Steps { at: scratch.as_ptr(), row: LANES }
+                    Steps {
+                        at: scratch.as_ptr(),
+                        row: LANES,
+                    }
                 }
             };
             let x = &self.x[rows.start * k + from..];
             let begin = if from == 0 { self.begin } else { Begin::Out };
             // SAFETY: x holds the steps of these rows; w was bounded above: either a scratch of `steps` times 16
             // or `steps` rows of n with 16 columns from `column` on; out's columns of these rows are this item's own.
-            unsafe { multiply(Left { at: x.as_ptr(), row: k }, right, out, rows.len(), steps, begin) }
+            unsafe {
+                multiply(
+                    Left {
+                        at: x.as_ptr(),
+                        row: k,
+                    },
+                    right,
+                    out,
+                    rows.len(),
+                    steps,
+                    begin,
+                )
+            }
         }
     }
 }
@@ -206,7 +263,14 @@ impl<T> Shared<T> {
 /// All elements that `x`, `w` and `out` name for m rows, k steps and 16 (`out.columns`) columns are readable
 /// (writable), and nobody else writes them meanwhile.
 pub(crate) unsafe fn multiply(x: Left, w: Steps, out: Out, m: usize, k: usize, begin: Begin) {
-    run(Multiply { x, w, out, m, k, begin });
+    run(Multiply {
+        x,
+        w,
+        out,
+        m,
+        k,
+        begin,
+    });
 }
 
 struct Multiply {
@@ -221,7 +285,14 @@ struct Multiply {
 impl Kernel for Multiply {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { x, w, out, m, k, begin } = self;
+        let Self {
+            x,
+            w,
+            out,
+            m,
+            k,
+            begin,
+        } = self;
         let tiles = m.div_ceil(I::ROWS);
         let mut row = 0;
         for tile in 0..tiles {
@@ -229,8 +300,14 @@ impl Kernel for Multiply {
             let rows = (m - row).div_ceil(tiles - tile);
             // SAFETY: rows `row .. row + rows` are among the m that the caller of `multiply` gives.
             unsafe {
-                let x = Left { at: x.at.add(row * x.row), ..x };
-                let out = Out { at: out.at.add(row * out.row), ..out };
+                let x = Left {
+                    at: x.at.add(row * x.row),
+                    ..x
+                };
+                let out = Out {
+                    at: out.at.add(row * out.row),
+                    ..out
+                };
                 match rows {
                     1 => tile_of::<I, 1>(isa, x, w, out, k, begin),
                     2 => tile_of::<I, 2>(isa, x, w, out, k, begin),
@@ -254,7 +331,14 @@ impl Kernel for Multiply {
 /// # Safety
 /// As [`multiply`], with M rows.
 #[inline(always)]
-unsafe fn tile_of<I: Isa, const M: usize>(isa: I, x: Left, w: Steps, out: Out, k: usize, begin: Begin) {
+unsafe fn tile_of<I: Isa, const M: usize>(
+    isa: I,
+    x: Left,
+    w: Steps,
+    out: Out,
+    k: usize,
+    begin: Begin,
+) {
     if M > I::ROWS {
         return; // never asked for: `Multiply` cuts tiles of at most ROWS. Known when compiled, so no code is made.
     }
@@ -320,7 +404,12 @@ pub(crate) const INLINE_WORK: usize = 1 << 18;
 
 /// Cuts `items` into even ranges and runs them on the global pool; inline if the work is small.
 /// `work`: multiply-adds of the whole. `grain`: items that belong together.
-pub(crate) fn spread(items: usize, grain: usize, work: usize, run: impl Fn(Range<usize>) + Send + Sync) {
+pub(crate) fn spread(
+    items: usize,
+    grain: usize,
+    work: usize,
+    run: impl Fn(Range<usize>) + Send + Sync,
+) {
     let grains = items.div_ceil(grain);
     let threads = rayon::current_num_threads();
     if work <= INLINE_WORK || threads < 2 || grains < 2 {

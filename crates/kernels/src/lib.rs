@@ -5,18 +5,18 @@
 //! CPU. Every file has the formula, the meaning as plain loops (`reference`), the fast path, and the
 //! checked function that the other rooms call. Start at [`Linear`], the product with frozen weights.
 
-mod simd;
-mod floats;
+mod attention;
 mod blocks;
+mod cores;
+mod floats;
 mod gemm;
 mod linear;
-mod norm;
-mod rope;
-mod attention;
-mod cores;
-mod outer;
 #[cfg(test)]
 mod noise;
+mod norm;
+mod outer;
+mod rope;
+mod simd;
 
 pub use attention::{AttentionRow, kv_append, paged_attention};
 pub use blocks::WeightFormat;

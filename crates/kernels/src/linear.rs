@@ -37,18 +37,31 @@ impl Linear {
     ///
     /// Fails if a row is not a whole number of the format's blocks, if the byte length is not that of the
     /// shape, or if the shape has no element or overflows.
-    pub fn new(format: WeightFormat, bytes: &[u8], out_features: usize, in_features: usize) -> Result<Self> {
+    pub fn new(
+        format: WeightFormat,
+        bytes: &[u8],
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
         if out_features == 0 || in_features == 0 {
             bail!("a linear of shape [{out_features}, {in_features}] has no weights")
         }
         let Some(row) = format.row_bytes(in_features) else {
-            bail!("rows of {in_features} weights are not whole blocks of {format:?} ({} weights)", format.block_weights())
+            bail!(
+                "rows of {in_features} weights are not whole blocks of {format:?} ({} weights)",
+                format.block_weights()
+            )
         };
         let expected = row.checked_mul(out_features);
         if expected != Some(bytes.len()) {
-            bail!("{} bytes for a {format:?} matrix [{out_features}, {in_features}], expected {expected:?}", bytes.len())
+            bail!(
+                "{} bytes for a {format:?} matrix [{out_features}, {in_features}], expected {expected:?}",
+                bytes.len()
+            )
         }
-        Ok(Self { panels: Arc::new(Panels::new(format, bytes, out_features, in_features)) })
+        Ok(Self {
+            panels: Arc::new(Panels::new(format, bytes, out_features, in_features)),
+        })
     }
 
     /// From an f32 tensor [out, in].
@@ -59,7 +72,9 @@ impl Linear {
         }
         let weight = weight.contiguous()?;
         let values = Floats::of(&weight)?;
-        Ok(Self { panels: Arc::new(Panels::of_floats(&values, out_features, in_features)) })
+        Ok(Self {
+            panels: Arc::new(Panels::of_floats(&values, out_features, in_features)),
+        })
     }
 
     /// Rows of W, entries of y.
@@ -86,7 +101,10 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (t, in_features) = x.dims2()?;
         if in_features != self.in_features() {
-            bail!("a linear of {} inputs got rows of {in_features}", self.in_features())
+            bail!(
+                "a linear of {} inputs got rows of {in_features}",
+                self.in_features()
+            )
         }
         let x = x.contiguous()?; // [T, in]
         let y = forward(&self.panels, &Floats::of(&x)?, t); // [T, out]
@@ -108,13 +126,18 @@ impl Linear {
 
     /// W [out, in] in f32.
     pub fn dequantize(&self) -> Result<Tensor> {
-        tensor(self.panels.values(), (self.out_features(), self.in_features()))
+        tensor(
+            self.panels.values(),
+            (self.out_features(), self.in_features()),
+        )
     }
 
     /// The same map with its weights expanded to f32.
     pub fn to_f32(&self) -> Result<Self> {
         let (out, width) = (self.out_features(), self.in_features());
-        Ok(Self { panels: Arc::new(Panels::of_floats(&self.panels.values(), out, width)) })
+        Ok(Self {
+            panels: Arc::new(Panels::of_floats(&self.panels.values(), out, width)),
+        })
     }
 }
 
@@ -236,13 +259,18 @@ impl Task<'_> {
     /// # Safety
     /// As [`Self::form`], with M rows; P divides the number of panels.
     #[inline(always)]
-    unsafe fn fused<I: Isa, F: Form, const M: usize, const P: usize>(&self, isa: I, first: usize, last: usize) {
+    unsafe fn fused<I: Isa, F: Form, const M: usize, const P: usize>(
+        &self,
+        isa: I,
+        first: usize,
+        last: usize,
+    ) {
         let (out, width) = (self.panels.out_features, self.panels.in_features);
         for panel in (first..last).step_by(P) {
             let mut sums = [[isa.splat(0.0); M]; P];
             let mut group = [std::ptr::null::<u8>(); P];
-            for p in 0..P {
-                group[p] = self.panels.panel(panel + p).as_ptr();
+            for (p, group) in group.iter_mut().enumerate() {
+                *group = self.panels.panel(panel + p).as_ptr();
             }
             let mut x = self.x.as_ptr();
             for _ in 0..width / F::GROUP {
@@ -252,7 +280,15 @@ impl Task<'_> {
                     if F::GROUP == 1 {
                         for p in 0..P {
                             let scales = F::scales(isa, group[p]);
-                            fused_step::<I, F, M>(isa, x, width, group[p], &scales, 0, &mut sums[p]);
+                            fused_step::<I, F, M>(
+                                isa,
+                                x,
+                                width,
+                                group[p],
+                                &scales,
+                                0,
+                                &mut sums[p],
+                            );
                         }
                     }
                     for eight in 0..F::GROUP / 8 {
@@ -260,8 +296,24 @@ impl Task<'_> {
                             let scales = F::scales(isa, group[p]);
                             // In pairs: two inputs' nibbles share bytes.
                             for pair in 4 * eight..4 * eight + 4 {
-                                fused_step::<I, F, M>(isa, x, width, group[p], &scales, 2 * pair, &mut sums[p]);
-                                fused_step::<I, F, M>(isa, x, width, group[p], &scales, 2 * pair + 1, &mut sums[p]);
+                                fused_step::<I, F, M>(
+                                    isa,
+                                    x,
+                                    width,
+                                    group[p],
+                                    &scales,
+                                    2 * pair,
+                                    &mut sums[p],
+                                );
+                                fused_step::<I, F, M>(
+                                    isa,
+                                    x,
+                                    width,
+                                    group[p],
+                                    &scales,
+                                    2 * pair + 1,
+                                    &mut sums[p],
+                                );
                             }
                         }
                     }
@@ -275,7 +327,14 @@ impl Task<'_> {
                 let column = (panel + p) * LANES;
                 for (m, &sum) in sums.iter().enumerate() {
                     // SAFETY: `column` and those behind it, 16 or fewer, are this task's columns of row m.
-                    unsafe { store_columns(isa, self.y.add(m * out + column), LANES.min(out - column), sum) };
+                    unsafe {
+                        store_columns(
+                            isa,
+                            self.y.add(m * out + column),
+                            LANES.min(out - column),
+                            sum,
+                        )
+                    };
                 }
             }
         }
@@ -313,9 +372,19 @@ impl Task<'_> {
                         }
                     }
                     multiply(
-                        Left { at: self.x.as_ptr().add(from), row: width },
-                        Steps { at: scratch.as_ptr(), row: LANES },
-                        Out { at: self.y.add(column), row: out, columns: LANES.min(out - column) },
+                        Left {
+                            at: self.x.as_ptr().add(from),
+                            row: width,
+                        },
+                        Steps {
+                            at: scratch.as_ptr(),
+                            row: LANES,
+                        },
+                        Out {
+                            at: self.y.add(column),
+                            row: out,
+                            columns: LANES.min(out - column),
+                        },
                         self.rows,
                         steps,
                         if from == 0 { Begin::Zero } else { Begin::Out },
@@ -346,8 +415,8 @@ unsafe fn fused_step<I: Isa, F: Form, const M: usize>(
     // SAFETY: as above.
     unsafe {
         let w = F::weights(isa, group, scales, k);
-        for m in 0..M {
-            sums[m] = isa.fma(isa.splat(*x.add(m * width + k)), w, sums[m]);
+        for (m, sum) in sums.iter_mut().enumerate() {
+            *sum = isa.fma(isa.splat(*x.add(m * width + k)), w, *sum);
         }
     }
 }

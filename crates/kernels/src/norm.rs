@@ -35,11 +35,23 @@ pub fn rms_norm(x: &Tensor, gain: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     #[expect(clippy::cast_possible_truncation, reason = "eps is a small constant")]
     let eps = eps as f32;
     if x.len() <= INLINE {
-        run(Normalise { x: &x, gain: &gain, eps, y: &mut y });
+        run(Normalise {
+            x: &x,
+            gain: &gain,
+            eps,
+            y: &mut y,
+        });
     } else {
         let part = (INLINE / 4).div_ceil(d) * d;
         let parts = y.par_chunks_mut(part).zip(x.par_chunks(part));
-        parts.for_each(|(y, x)| run(Normalise { x, gain: &gain, eps, y }));
+        parts.for_each(|(y, x)| {
+            run(Normalise {
+                x,
+                gain: &gain,
+                eps,
+                y,
+            })
+        });
     }
     tensor(y, shape)
 }
@@ -49,7 +61,10 @@ pub fn rms_norm(x: &Tensor, gain: Option<&Tensor>, eps: f64) -> Result<Tensor> {
 fn reference(x: &[f32], gain: &[f32], eps: f64) -> Vec<f32> {
     let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64;
     let factor = 1.0 / (mean + eps).sqrt();
-    x.iter().zip(gain).map(|(&x, &gain)| (f64::from(x) * factor * f64::from(gain)) as f32).collect()
+    x.iter()
+        .zip(gain)
+        .map(|(&x, &gain)| (f64::from(x) * factor * f64::from(gain)) as f32)
+        .collect()
 }
 
 /// Rows of as many values as the gain has.
@@ -64,7 +79,10 @@ impl Kernel for Normalise<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { x, gain, eps, y } = self;
-        for (x, y) in x.chunks_exact(gain.len().max(1)).zip(y.chunks_exact_mut(gain.len().max(1))) {
+        for (x, y) in x
+            .chunks_exact(gain.len().max(1))
+            .zip(y.chunks_exact_mut(gain.len().max(1)))
+        {
             let (whole, tail) = x.as_chunks::<LANES>();
             let mut squares = isa.splat(0.0);
             for x in whole {
@@ -75,7 +93,10 @@ impl Kernel for Normalise<'_> {
             for (sum, x) in squares.iter_mut().zip(tail) {
                 *sum = x.mul_add(*x, *sum);
             }
-            #[expect(clippy::cast_precision_loss, reason = "a row has far fewer than 2^24 channels")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a row has far fewer than 2^24 channels"
+            )]
             let mean = squares.iter().sum::<f32>() / x.len() as f32;
             let factor = 1.0 / (mean + eps).sqrt();
             for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
@@ -95,9 +116,16 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up) = (Floats::of(&gate)?, Floats::of(&up)?); // [T, F]
     let mut y = vec![0.0f32; gate.len()]; // [T, F]
     if y.len() <= INLINE {
-        run(SiluMul { gate: &gate, up: &up, y: &mut y });
+        run(SiluMul {
+            gate: &gate,
+            up: &up,
+            y: &mut y,
+        });
     } else {
-        let parts = y.par_chunks_mut(INLINE / 4).zip(gate.par_chunks(INLINE / 4)).zip(up.par_chunks(INLINE / 4));
+        let parts = y
+            .par_chunks_mut(INLINE / 4)
+            .zip(gate.par_chunks(INLINE / 4))
+            .zip(up.par_chunks(INLINE / 4));
         parts.for_each(|((y, gate), up)| run(SiluMul { gate, up, y }));
     }
     tensor(y, shape)
@@ -117,12 +145,18 @@ impl Kernel for SiluMul<'_> {
         let (up, up_tail) = self.up.as_chunks::<LANES>();
         let (y, y_tail) = self.y.as_chunks_mut::<LANES>();
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-            *y = lanes(isa, silu_mul_of(isa, of_lanes(isa, gate), of_lanes(isa, up)));
+            *y = lanes(
+                isa,
+                silu_mul_of(isa, of_lanes(isa, gate), of_lanes(isa, up)),
+            );
         }
         let (mut gate, mut up) = ([0.0; LANES], [0.0; LANES]);
         gate[..gate_tail.len()].copy_from_slice(gate_tail);
         up[..up_tail.len()].copy_from_slice(up_tail);
-        let tail = lanes(isa, silu_mul_of(isa, of_lanes(isa, &gate), of_lanes(isa, &up)));
+        let tail = lanes(
+            isa,
+            silu_mul_of(isa, of_lanes(isa, &gate), of_lanes(isa, &up)),
+        );
         y_tail.copy_from_slice(&tail[..y_tail.len()]);
     }
 }

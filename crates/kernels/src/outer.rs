@@ -22,7 +22,12 @@ use crate::{
 pub fn accumulate_outer(acc: &Tensor, k: &Tensor, v: &Tensor, rows: Range<usize>) -> Result<()> {
     let ((r1, r2), (t, k1), (vt, v2)) = (acc.dims2()?, k.dims2()?, v.dims2()?);
     if (k1, v2) != (r1, r2) || vt != t {
-        bail!("outer products of {:?} and {:?} into {:?}", k.shape(), v.shape(), acc.shape())
+        bail!(
+            "outer products of {:?} and {:?} into {:?}",
+            k.shape(),
+            v.shape(),
+            acc.shape()
+        )
     }
     if rows.start > rows.end || rows.end > t {
         bail!("rows {rows:?} of {t}")
@@ -52,10 +57,21 @@ impl InplaceOp3 for Outer {
     ) -> Result<()> {
         let acc = floats_mut(acc, acc_layout)?; // [R1, R2]
         let (k, v) = (floats_of(k, k_layout)?, floats_of(v, v_layout)?); // [T, R1], [T, R2]
-        let &Self { r1, r2, rows: Range { start, end } } = self;
+        let &Self {
+            r1,
+            r2,
+            rows: Range { start, end },
+        } = self;
         let v = &v[start * r2..end * r2];
         let k = transpose(&k[start * r1..end * r1], end - start, r1); // [R1, T]: its rows meet rows of acc
-        products(&mut [Product { x: &k, w: Right::Steps(v), out: acc, k: end - start, n: r2, begin: Begin::Out }]);
+        products(&mut [Product {
+            x: &k,
+            w: Right::Steps(v),
+            out: acc,
+            k: end - start,
+            n: r2,
+            begin: Begin::Out,
+        }]);
         Ok(())
     }
 }

@@ -17,7 +17,11 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result
     let (t, h, dh) = x.dims3()?;
     let (max, half) = cos.dims2()?;
     if sin.dims2()? != (max, half) || dh != 2 * half || half == 0 {
-        bail!("heads of {dh} with cosines {:?} and sines {:?}", cos.shape(), sin.shape())
+        bail!(
+            "heads of {dh} with cosines {:?} and sines {:?}",
+            cos.shape(),
+            sin.shape()
+        )
     }
     if positions.len() != t {
         bail!("{} positions for {t} rows", positions.len())
@@ -40,10 +44,17 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result
         }
     };
     if x.len() <= INLINE {
-        y.chunks_exact_mut(h * dh).zip(x.chunks_exact(h * dh)).zip(positions).for_each(row);
+        y.chunks_exact_mut(h * dh)
+            .zip(x.chunks_exact(h * dh))
+            .zip(positions)
+            .for_each(row);
     } else {
         let rows = (INLINE / 4).div_ceil(h * dh);
-        y.par_chunks_exact_mut(h * dh).zip(x.par_chunks_exact(h * dh)).zip(positions).with_min_len(rows).for_each(row);
+        y.par_chunks_exact_mut(h * dh)
+            .zip(x.par_chunks_exact(h * dh))
+            .zip(positions)
+            .with_min_len(rows)
+            .for_each(row);
     }
     tensor(y, (t, h, dh))
 }

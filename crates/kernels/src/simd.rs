@@ -3,7 +3,10 @@
 //! A kernel is written once over [`Isa`] and compiled for each unit under its target features; [`run`]
 //! takes the widest one at run time. Every unit uses the fused multiply-add and the same order of
 //! operations, so a kernel gives the same bits on all of them. Start at [`run`].
-#![expect(unsafe_code, reason = "vector loads and stores, and calls under target features")]
+#![expect(
+    unsafe_code,
+    reason = "vector loads and stores, and calls under target features"
+)]
 
 #[cfg(test)]
 mod tests;
@@ -73,7 +76,10 @@ pub(crate) fn run<K: Kernel>(kernel: K) {
             // SAFETY: the machine has the features that this function is compiled for.
             return unsafe { x86::run_avx512(kernel) };
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
             // SAFETY: the machine has the features that this function is compiled for.
             return unsafe { x86::run_avx2(kernel) };
         }
@@ -92,7 +98,7 @@ pub(crate) fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
     let shifted = isa.fma(x, isa.splat(std::f32::consts::LOG2_E), magic);
     let n = isa.sub(shifted, magic);
     // ln 2 in two parts, the first short enough for exact products with n.
-    let r = isa.fma(n, isa.splat(-0.693_359_375), x);
+    let r = isa.fma(n, isa.splat(-355.0 / 512.0), x);
     let r = isa.fma(n, isa.splat(2.121_944_4e-4), r);
     let series = isa.fma(isa.splat(1.0 / 5040.0), r, isa.splat(1.0 / 720.0));
     let series = isa.fma(series, r, isa.splat(1.0 / 120.0));
@@ -145,12 +151,14 @@ impl Isa for Portable {
     #[inline(always)]
     unsafe fn load_f16(self, at: *const u8) -> Self::V {
         // SAFETY: the caller gives 32 readable bytes.
-        unsafe { at.cast::<[[u8; 2]; LANES]>().read() }.map(|b| half::f16::from_le_bytes(b).to_f32())
+        unsafe { at.cast::<[[u8; 2]; LANES]>().read() }
+            .map(|b| half::f16::from_le_bytes(b).to_f32())
     }
     #[inline(always)]
     unsafe fn load_bf16(self, at: *const u8) -> Self::V {
         // SAFETY: the caller gives 32 readable bytes.
-        unsafe { at.cast::<[[u8; 2]; LANES]>().read() }.map(|b| half::bf16::from_le_bytes(b).to_f32())
+        unsafe { at.cast::<[[u8; 2]; LANES]>().read() }
+            .map(|b| half::bf16::from_le_bytes(b).to_f32())
     }
     #[inline(always)]
     unsafe fn load_i8(self, at: *const u8) -> Self::V {
@@ -252,10 +260,22 @@ mod x86 {
             let (b2, b3) = (_mm256_unpacklo_ps(a2, a3), _mm256_unpackhi_ps(a2, a3));
             let (b4, b5) = (_mm256_unpacklo_ps(a4, a5), _mm256_unpackhi_ps(a4, a5));
             let (b6, b7) = (_mm256_unpacklo_ps(a6, a7), _mm256_unpackhi_ps(a6, a7));
-            let (c0, c1) = (_mm256_shuffle_ps::<0x44>(b0, b2), _mm256_shuffle_ps::<0xee>(b0, b2));
-            let (c2, c3) = (_mm256_shuffle_ps::<0x44>(b1, b3), _mm256_shuffle_ps::<0xee>(b1, b3));
-            let (c4, c5) = (_mm256_shuffle_ps::<0x44>(b4, b6), _mm256_shuffle_ps::<0xee>(b4, b6));
-            let (c6, c7) = (_mm256_shuffle_ps::<0x44>(b5, b7), _mm256_shuffle_ps::<0xee>(b5, b7));
+            let (c0, c1) = (
+                _mm256_shuffle_ps::<0x44>(b0, b2),
+                _mm256_shuffle_ps::<0xee>(b0, b2),
+            );
+            let (c2, c3) = (
+                _mm256_shuffle_ps::<0x44>(b1, b3),
+                _mm256_shuffle_ps::<0xee>(b1, b3),
+            );
+            let (c4, c5) = (
+                _mm256_shuffle_ps::<0x44>(b4, b6),
+                _mm256_shuffle_ps::<0xee>(b4, b6),
+            );
+            let (c6, c7) = (
+                _mm256_shuffle_ps::<0x44>(b5, b7),
+                _mm256_shuffle_ps::<0xee>(b5, b7),
+            );
             _mm256_storeu_ps(to, _mm256_permute2f128_ps::<0x20>(c0, c4));
             _mm256_storeu_ps(to.add(16), _mm256_permute2f128_ps::<0x20>(c1, c5));
             _mm256_storeu_ps(to.add(32), _mm256_permute2f128_ps::<0x20>(c2, c6));
@@ -345,7 +365,11 @@ mod x86 {
             // SAFETY: AVX2 is there, and the caller gives 16 readable bytes.
             unsafe {
                 let bytes = _mm_loadu_si128(at.cast());
-                let bytes = if high { _mm_srli_epi16::<4>(bytes) } else { bytes };
+                let bytes = if high {
+                    _mm_srli_epi16::<4>(bytes)
+                } else {
+                    bytes
+                };
                 let codes = _mm_and_si128(bytes, _mm_set1_epi8(15));
                 [
                     _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes)),
@@ -365,7 +389,10 @@ mod x86 {
                 let one = _mm256_set1_epi32(0x3f80_0000);
                 let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(v[0]));
                 let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(v[1]));
-                [_mm256_castsi256_ps(_mm256_add_epi32(low, one)), _mm256_castsi256_ps(_mm256_add_epi32(high, one))]
+                [
+                    _mm256_castsi256_ps(_mm256_add_epi32(low, one)),
+                    _mm256_castsi256_ps(_mm256_add_epi32(high, one)),
+                ]
             }
         }
     }
@@ -431,8 +458,15 @@ mod x86 {
             // SAFETY: AVX-512F is there, and the caller gives 16 readable bytes.
             unsafe {
                 let bytes = _mm_loadu_si128(at.cast());
-                let bytes = if high { _mm_srli_epi16::<4>(bytes) } else { bytes };
-                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15))))
+                let bytes = if high {
+                    _mm_srli_epi16::<4>(bytes)
+                } else {
+                    bytes
+                };
+                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(
+                    bytes,
+                    _mm_set1_epi8(15),
+                )))
             }
         }
         #[inline(always)]

@@ -33,19 +33,44 @@ impl Sequence {
         let blocks: Vec<u32> = (0..count).map(|i| (total - 1 - 2 * i) as u32).collect();
         let of = |seed| noise(seed, length * kv_heads * dh);
         let rows = [of(seed), of(seed + 1)];
-        let slots: Vec<u32> = (0..length).map(|i| blocks[i / block_size] * block_size as u32 + (i % block_size) as u32).collect();
+        let slots: Vec<u32> = (0..length)
+            .map(|i| blocks[i / block_size] * block_size as u32 + (i % block_size) as u32)
+            .collect();
         let [keys, values] = [&rows[0], &rows[1]].map(|rows| {
-            let cache = Tensor::full(f32::NAN, (total, block_size, kv_heads, dh), &Device::Cpu).unwrap().contiguous().unwrap();
+            let cache = Tensor::full(f32::NAN, (total, block_size, kv_heads, dh), &Device::Cpu)
+                .unwrap()
+                .contiguous()
+                .unwrap();
             let rows = Tensor::from_slice(rows, (length, kv_heads, dh), &Device::Cpu).unwrap();
             kv_append(&cache, &rows, &slots).unwrap();
             cache
         });
-        Self { keys, values, rows, blocks, kv_heads, dh }
+        Self {
+            keys,
+            values,
+            rows,
+            blocks,
+            kv_heads,
+            dh,
+        }
     }
 
-    fn attend(&self, q: &Tensor, start: usize, len: usize, position: usize, window: Option<usize>) -> Vec<f32> {
-        let row = AttentionRow { start, len, position, blocks: &self.blocks };
-        let out = values(&paged_attention(q, &self.keys, &self.values, &[row], 0.3, window).unwrap());
+    fn attend(
+        &self,
+        q: &Tensor,
+        start: usize,
+        len: usize,
+        position: usize,
+        window: Option<usize>,
+    ) -> Vec<f32> {
+        let row = AttentionRow {
+            start,
+            len,
+            position,
+            blocks: &self.blocks,
+        };
+        let out =
+            values(&paged_attention(q, &self.keys, &self.values, &[row], 0.3, window).unwrap());
         let width = out.len() / q.dim(0).unwrap();
         out[start * width..][..len * width].to_vec()
     }
@@ -55,7 +80,9 @@ impl Sequence {
         let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
         let of = |rows| -> Vec<&[f32]> {
             let rows: &Vec<f32> = rows;
-            (first..=position).map(|key| &rows[(key * self.kv_heads + kv_head) * self.dh..][..self.dh]).collect()
+            (first..=position)
+                .map(|key| &rows[(key * self.kv_heads + kv_head) * self.dh..][..self.dh])
+                .collect()
         };
         reference(q, &of(&self.rows[0]), &of(&self.rows[1]), 0.3)
     }
@@ -101,10 +128,22 @@ fn rows_of_a_ragged_call_are_the_rows_alone_and_rows_that_no_entry_names_are_zer
     let q = Tensor::from_vec(noise(9, 40 * 4 * 32), (40, 4, 32), &Device::Cpu).unwrap();
     // The same sequence at several positions, out of order, rows 0 and 30 .. 40 unnamed.
     let spans = [(20, 10, 60), (1, 1, 69), (2, 18, 5), (5, 0, 0)];
-    let rows: Vec<_> = spans.iter().map(|&(start, len, position)| AttentionRow { start, len, position, blocks: &sequence.blocks }).collect();
-    let out = values(&paged_attention(&q, &sequence.keys, &sequence.values, &rows, 0.3, None).unwrap());
+    let rows: Vec<_> = spans
+        .iter()
+        .map(|&(start, len, position)| AttentionRow {
+            start,
+            len,
+            position,
+            blocks: &sequence.blocks,
+        })
+        .collect();
+    let out =
+        values(&paged_attention(&q, &sequence.keys, &sequence.values, &rows, 0.3, None).unwrap());
     for (start, len, position) in spans {
-        assert_eq!(bits(&sequence.attend(&q, start, len, position, None)), bits(&out[start * 128..][..len * 128]));
+        assert_eq!(
+            bits(&sequence.attend(&q, start, len, position, None)),
+            bits(&out[start * 128..][..len * 128])
+        );
     }
     assert!(out[..128].iter().chain(&out[30 * 128..]).all(|&v| v == 0.0));
 }
@@ -114,7 +153,11 @@ fn a_long_sequence_in_many_tiles_is_its_reference() {
     let sequence = Sequence::new(5, 3000, 1, 16, 64);
     let q = Tensor::from_vec(noise(9, 40 * 3 * 16), (40, 3, 16), &Device::Cpu).unwrap();
     let out = sequence.attend(&q, 0, 40, 2960, None);
-    for (i, (out, q)) in out.chunks_exact(16).zip(values(&q).chunks_exact(16)).enumerate() {
+    for (i, (out, q)) in out
+        .chunks_exact(16)
+        .zip(values(&q).chunks_exact(16))
+        .enumerate()
+    {
         for (out, want) in out.iter().zip(sequence.want(q, 2960 + i / 3, 0, None)) {
             assert!((f64::from(*out) - want).abs() < 1e-5);
         }
@@ -126,17 +169,40 @@ fn rows_that_reach_out_of_queries_blocks_or_cache_are_refused() {
     let sequence = Sequence::new(5, 20, 1, 16, 8);
     let q = Tensor::from_vec(noise(9, 4 * 16), (4, 1, 16), &Device::Cpu).unwrap();
     let attend = |rows: &[AttentionRow<'_>], window| {
-        paged_attention(&q, &sequence.keys, &sequence.values, rows, 1.0, window).map(|_| ()).map_err(|error| error.to_string())
+        paged_attention(&q, &sequence.keys, &sequence.values, rows, 1.0, window)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
     };
-    let row = |start, len, position, blocks| AttentionRow { start, len, position, blocks };
+    let row = |start, len, position, blocks| AttentionRow {
+        start,
+        len,
+        position,
+        blocks,
+    };
     let blocks = sequence.blocks.as_slice();
     assert!(attend(&[row(0, 4, 20, blocks)], None).is_ok());
-    assert!(attend(&[row(0, 4, 21, blocks)], None).unwrap_err().contains("in 3 blocks of 8"));
+    assert!(
+        attend(&[row(0, 4, 21, blocks)], None)
+            .unwrap_err()
+            .contains("in 3 blocks of 8")
+    );
     assert!(attend(&[row(0, 4, usize::MAX, blocks)], None).is_err());
-    assert!(attend(&[row(1, 4, 0, blocks)], None).unwrap_err().contains("of 4 rows"));
+    assert!(
+        attend(&[row(1, 4, 0, blocks)], None)
+            .unwrap_err()
+            .contains("of 4 rows")
+    );
     assert!(attend(&[row(usize::MAX, 4, 0, blocks)], None).is_err());
-    assert!(attend(&[row(0, 4, 0, &[99])], None).unwrap_err().contains("block 99"));
-    assert!(attend(&[row(0, 2, 0, blocks), row(1, 2, 0, blocks)], None).unwrap_err().contains("overlap"));
+    assert!(
+        attend(&[row(0, 4, 0, &[99])], None)
+            .unwrap_err()
+            .contains("block 99")
+    );
+    assert!(
+        attend(&[row(0, 2, 0, blocks), row(1, 2, 0, blocks)], None)
+            .unwrap_err()
+            .contains("overlap")
+    );
     assert!(attend(&[row(0, 4, 0, blocks)], Some(0)).is_err());
 }
 
@@ -144,7 +210,12 @@ fn rows_that_reach_out_of_queries_blocks_or_cache_are_refused() {
 fn an_append_out_of_the_cache_or_of_another_shape_leaves_it_untouched() {
     let cache = Tensor::zeros((2, 4, 1, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
     let rows = Tensor::ones((2, 1, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-    assert!(kv_append(&cache, &rows, &[1, 8]).unwrap_err().to_string().contains("slot 8 of a cache of 8"));
+    assert!(
+        kv_append(&cache, &rows, &[1, 8])
+            .unwrap_err()
+            .to_string()
+            .contains("slot 8 of a cache of 8")
+    );
     assert!(kv_append(&cache, &rows, &[1]).is_err());
     assert!(kv_append(&cache, &rows.reshape((2, 3, 1)).unwrap(), &[1, 2]).is_err());
     assert_eq!(values(&cache), [0.0; 24]);

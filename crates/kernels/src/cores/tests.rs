@@ -47,7 +47,14 @@ proptest! {
 #[test]
 fn cores_of_other_ranks_and_rows_that_overlap_or_reach_out_are_refused() {
     let (a, n, u) = (of(1, 4, 8), of(2, 8, 6), of(3, 8, 2));
-    let rows = |start, len, core| [CoreRows { start, len, core, scale: 1.0 }];
+    let rows = |start, len, core| {
+        [CoreRows {
+            start,
+            len,
+            core,
+            scale: 1.0,
+        }]
+    };
     assert!(apply_cores(&a, &rows(0, 4, CoreView::Dense(&n)), 6).is_ok());
     assert!(apply_cores(&a, &rows(1, 4, CoreView::Dense(&n)), 6).is_err());
     assert!(apply_cores(&a, &rows(usize::MAX, 2, CoreView::Dense(&n)), 6).is_err());
@@ -55,5 +62,10 @@ fn cores_of_other_ranks_and_rows_that_overlap_or_reach_out_are_refused() {
     assert!(apply_cores(&a, &rows(0, 4, CoreView::LowRank { u: &u, v: &u }), 6).is_err());
     let [first] = rows(0, 3, CoreView::Dense(&n));
     let [second] = rows(2, 2, CoreView::Dense(&n));
-    assert!(apply_cores(&a, &[first, second], 6).unwrap_err().to_string().contains("behind row 3"));
+    assert!(
+        apply_cores(&a, &[first, second], 6)
+            .unwrap_err()
+            .to_string()
+            .contains("behind row 3")
+    );
 }

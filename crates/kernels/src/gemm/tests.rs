@@ -7,6 +7,9 @@ use proptest::prelude::*;
 use super::{Begin, Product, Right, products, reference, spread};
 use crate::noise::noise;
 
+/// x, w, out, K, N.
+type Operands = (Vec<f32>, Vec<f32>, Vec<f32>, usize, usize);
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
@@ -17,7 +20,7 @@ proptest! {
     ) {
         let begin = if again { Begin::Out } else { Begin::Zero };
         let data: Vec<_> = sizes.iter().map(|&(m, k, n)| (noise(1, m * k), noise(2, k * n), noise(3, m * n), k, n)).collect();
-        let of = |data: &mut Vec<(Vec<f32>, Vec<f32>, Vec<f32>, usize, usize)>, run: &dyn Fn(&mut [Product<'_>])| {
+        let of = |data: &mut Vec<Operands>, run: &dyn Fn(&mut [Product<'_>])| {
             let mut all: Vec<_> = data
                 .iter_mut()
                 .map(|(x, w, out, k, n)| {
@@ -53,7 +56,21 @@ fn rows_that_take_several_parts_are_the_reference_too() {
     let (m, k, n) = (531, 300, 40);
     let (x, w) = (noise(1, m * k), noise(2, k * n));
     let (mut fast, mut plain) = (vec![0.0; m * n], vec![0.0; m * n]);
-    products(&mut [Product { x: &x, w: Right::Steps(&w), out: &mut fast, k, n, begin: Begin::Zero }]);
-    reference(&mut Product { x: &x, w: Right::Steps(&w), out: &mut plain, k, n, begin: Begin::Zero });
+    products(&mut [Product {
+        x: &x,
+        w: Right::Steps(&w),
+        out: &mut fast,
+        k,
+        n,
+        begin: Begin::Zero,
+    }]);
+    reference(&mut Product {
+        x: &x,
+        w: Right::Steps(&w),
+        out: &mut plain,
+        k,
+        n,
+        begin: Begin::Zero,
+    });
     assert_eq!(fast, plain);
 }

@@ -47,7 +47,12 @@ impl Shape {
             WeightFormat::Q4_1 => (32, 32, 32, 16),
             WeightFormat::Q4K => (32, 64, 64, 16),
         };
-        Self { group, scales, minima, codes }
+        Self {
+            group,
+            scales,
+            minima,
+            codes,
+        }
     }
 
     fn head(self) -> usize {
@@ -61,9 +66,18 @@ impl Shape {
 
 impl Panels {
     /// `bytes`: out rows of whole blocks, checked by the caller.
-    pub(super) fn new(format: WeightFormat, bytes: &[u8], out_features: usize, in_features: usize) -> Self {
+    pub(super) fn new(
+        format: WeightFormat,
+        bytes: &[u8],
+        out_features: usize,
+        in_features: usize,
+    ) -> Self {
         let mut panels = Self::empty(format, out_features, in_features);
-        let mut row = Row { codes: Vec::new(), scales: Vec::new(), minima: Vec::new() };
+        let mut row = Row {
+            codes: Vec::new(),
+            scales: Vec::new(),
+            minima: Vec::new(),
+        };
         let mut values = Vec::new();
         for (n, bytes) in bytes.chunks_exact(bytes.len() / out_features).enumerate() {
             match format {
@@ -72,7 +86,11 @@ impl Panels {
                     panels.put_floats(n, &values);
                 }
                 WeightFormat::F16 | WeightFormat::BF16 => panels.put_halves(n, bytes),
-                WeightFormat::Q8_0 | WeightFormat::Q4_0 | WeightFormat::Q4_1 | WeightFormat::Q4K | WeightFormat::Q6K => {
+                WeightFormat::Q8_0
+                | WeightFormat::Q4_0
+                | WeightFormat::Q4_1
+                | WeightFormat::Q4K
+                | WeightFormat::Q6K => {
                     decode_row(format, bytes, &mut row);
                     panels.put_codes(n, &row);
                 }
@@ -93,7 +111,13 @@ impl Panels {
     fn empty(format: WeightFormat, out_features: usize, in_features: usize) -> Self {
         let shape = Shape::of(format);
         let bytes = out_features.div_ceil(LANES) * (in_features / shape.group) * shape.bytes();
-        Self { format, out_features, in_features, bytes: vec![0; bytes], shape }
+        Self {
+            format,
+            out_features,
+            in_features,
+            bytes: vec![0; bytes],
+            shape,
+        }
     }
 
     /// Number of panels.
@@ -127,7 +151,10 @@ impl Panels {
 
     fn put_halves(&mut self, n: usize, values: &[u8]) {
         let (panel, lane) = self.panel_mut(n);
-        for (input, value) in panel.chunks_exact_mut(2 * LANES).zip(values.chunks_exact(2)) {
+        for (input, value) in panel
+            .chunks_exact_mut(2 * LANES)
+            .zip(values.chunks_exact(2))
+        {
             input[2 * lane..][..2].copy_from_slice(value);
         }
     }
@@ -167,7 +194,11 @@ impl Panels {
                 let values = panel.as_chunks::<2>().0.iter().skip(lane).step_by(LANES);
                 return out.extend(values.map(|&b| half::bf16::from_le_bytes(b).to_f32()));
             }
-            WeightFormat::Q8_0 | WeightFormat::Q4_0 | WeightFormat::Q4_1 | WeightFormat::Q4K | WeightFormat::Q6K => {}
+            WeightFormat::Q8_0
+            | WeightFormat::Q4_0
+            | WeightFormat::Q4_1
+            | WeightFormat::Q4K
+            | WeightFormat::Q6K => {}
         }
         for group in panel.chunks_exact(shape.bytes()) {
             let scale = scale_at(&group[..shape.scales], lane);
@@ -184,7 +215,11 @@ impl Panels {
                 } else {
                     f32::from(packed[k / 2 * LANES + lane] >> (k % 2 * 4) & 15)
                 };
-                if additive { code.mul_add(scale, minimum) } else { code * scale }
+                if additive {
+                    code.mul_add(scale, minimum)
+                } else {
+                    code * scale
+                }
             }));
         }
     }
@@ -231,7 +266,8 @@ pub(super) trait Form {
     /// The weights of input k (< GROUP) for 16 outputs.
     /// # Safety
     /// A group of this form lies at `group`.
-    unsafe fn weights<I: Isa>(isa: I, group: *const u8, scales: &Self::Scales<I>, k: usize) -> I::V;
+    unsafe fn weights<I: Isa>(isa: I, group: *const u8, scales: &Self::Scales<I>, k: usize)
+    -> I::V;
 }
 
 /// A form without scales: one input a group.

@@ -35,7 +35,8 @@ fn ggml(format: WeightFormat) -> GgmlDType {
 
 /// A matrix in this format, as ours and as candle's.
 fn matrix(format: WeightFormat, out: usize, width: usize) -> (Linear, QTensor) {
-    let values = Tensor::from_vec(noise(out as u64, out * width), (out, width), &Device::Cpu).unwrap();
+    let values =
+        Tensor::from_vec(noise(out as u64, out * width), (out, width), &Device::Cpu).unwrap();
     let theirs = QTensor::quantize(&values, ggml(format)).unwrap();
     let ours = Linear::new(format, &theirs.data().unwrap(), out, width).unwrap();
     (ours, theirs)
@@ -59,10 +60,18 @@ fn every_format_decodes_to_the_values_that_candle_reads() {
         for (out, width) in [(16, 256), (37, 512), (1, 768)] {
             let (ours, theirs) = matrix(format, out, width);
             let theirs = values(&theirs.dequantize(&Device::Cpu).unwrap());
-            assert_eq!(values(&ours.dequantize().unwrap()), theirs, "{format:?} [{out}, {width}]");
+            assert_eq!(
+                values(&ours.dequantize().unwrap()),
+                theirs,
+                "{format:?} [{out}, {width}]"
+            );
             let ids = [out as u32 - 1, 0];
             let rows = [&theirs[(out - 1) * width..], &theirs[..width]].concat();
-            assert_eq!(values(&ours.rows(&ids).unwrap()), rows, "rows of {format:?} [{out}, {width}]");
+            assert_eq!(
+                values(&ours.rows(&ids).unwrap()),
+                rows,
+                "rows of {format:?} [{out}, {width}]"
+            );
         }
     }
 }
@@ -71,13 +80,23 @@ fn every_format_decodes_to_the_values_that_candle_reads() {
 fn a_row_in_a_batch_is_the_row_alone_bit_for_bit() {
     for format in FORMATS {
         // Odd widths in panels and pairs of panels; 530 rows take several row parts.
-        for (out, width, t) in [(37, 512, 37), (49, 768, 530), (2048, 256, 9), (16, 256, 3), (1, 256, 2)] {
+        for (out, width, t) in [
+            (37, 512, 37),
+            (49, 768, 530),
+            (2048, 256, 9),
+            (16, 256, 3),
+            (1, 256, 2),
+        ] {
             let (linear, _) = matrix(format, out, width);
             let x = rows_of(t, width);
             let together = values(&linear.forward(&x).unwrap());
             for row in [0, t / 2, t - 1] {
                 let alone = values(&linear.forward(&x.narrow(0, row, 1).unwrap()).unwrap());
-                assert_eq!(bits(&alone), bits(&together[row * out..][..out]), "{format:?} [{out}, {width}] row {row} of {t}");
+                assert_eq!(
+                    bits(&alone),
+                    bits(&together[row * out..][..out]),
+                    "{format:?} [{out}, {width}] row {row} of {t}"
+                );
             }
         }
     }
@@ -92,7 +111,11 @@ fn a_quantised_product_is_the_dequantised_one_bit_for_bit() {
         for t in [1, 2, 3, 4, 5, 8, 13] {
             let x = rows_of(t, 512);
             let (quantised, single) = (linear.forward(&x).unwrap(), single.forward(&x).unwrap());
-            assert_eq!(bits(&values(&quantised)), bits(&values(&single)), "{format:?}, {t} rows");
+            assert_eq!(
+                bits(&values(&quantised)),
+                bits(&values(&single)),
+                "{format:?}, {t} rows"
+            );
         }
     }
 }
@@ -112,7 +135,11 @@ proptest! {
 
 #[test]
 fn a_matrix_whose_bytes_are_not_those_of_its_shape_is_refused() {
-    let of = |format, bytes: usize, out, width| Linear::new(format, &vec![0; bytes], out, width).unwrap_err().to_string();
+    let of = |format, bytes: usize, out, width| {
+        Linear::new(format, &vec![0; bytes], out, width)
+            .unwrap_err()
+            .to_string()
+    };
     assert!(of(WeightFormat::Q4_1, 19, 1, 32).contains("expected Some(20)"));
     assert!(of(WeightFormat::Q4_1, 20, 1, 33).contains("whole blocks"));
     assert!(of(WeightFormat::F32, 8, usize::MAX, 2).contains("expected None"));
@@ -124,8 +151,20 @@ fn a_matrix_whose_bytes_are_not_those_of_its_shape_is_refused() {
 #[test]
 fn rows_outside_of_a_table_and_inputs_of_another_width_are_refused() {
     let (linear, _) = matrix(WeightFormat::Q8_0, 5, 64);
-    assert!(linear.rows(&[4, 5]).unwrap_err().to_string().contains("row 5 of a table of 5 rows"));
-    assert!(linear.forward(&rows_of(2, 32)).unwrap_err().to_string().contains("64 inputs got rows of 32"));
+    assert!(
+        linear
+            .rows(&[4, 5])
+            .unwrap_err()
+            .to_string()
+            .contains("row 5 of a table of 5 rows")
+    );
+    assert!(
+        linear
+            .forward(&rows_of(2, 32))
+            .unwrap_err()
+            .to_string()
+            .contains("64 inputs got rows of 32")
+    );
 }
 
 #[test]

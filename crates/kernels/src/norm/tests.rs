@@ -49,17 +49,31 @@ proptest! {
 #[test]
 fn a_row_of_a_large_call_is_the_row_alone_bit_for_bit() {
     let (x, up) = (of(1, 97, 577), of(2, 97, 577));
-    let (normed, gated) = (bits(&rms_norm(&x, None, 1e-5).unwrap()), bits(&silu_mul(&x, &up).unwrap()));
+    let (normed, gated) = (
+        bits(&rms_norm(&x, None, 1e-5).unwrap()),
+        bits(&silu_mul(&x, &up).unwrap()),
+    );
     for row in [0, 13, 14, 96] {
         let (x, up) = (x.narrow(0, row, 1).unwrap(), up.narrow(0, row, 1).unwrap());
-        assert_eq!(bits(&rms_norm(&x, None, 1e-5).unwrap()), normed[row * 577..][..577]);
+        assert_eq!(
+            bits(&rms_norm(&x, None, 1e-5).unwrap()),
+            normed[row * 577..][..577]
+        );
         assert_eq!(bits(&silu_mul(&x, &up).unwrap()), gated[row * 577..][..577]);
     }
 }
 
 #[test]
 fn a_gain_or_a_gate_of_another_width_is_refused() {
-    let (x, gain) = (of(1, 2, 8), Tensor::ones(7, candle_core::DType::F32, &Device::Cpu).unwrap());
-    assert!(rms_norm(&x, Some(&gain), 1e-5).unwrap_err().to_string().contains("gain of 7 for rows of 8"));
+    let (x, gain) = (
+        of(1, 2, 8),
+        Tensor::ones(7, candle_core::DType::F32, &Device::Cpu).unwrap(),
+    );
+    assert!(
+        rms_norm(&x, Some(&gain), 1e-5)
+            .unwrap_err()
+            .to_string()
+            .contains("gain of 7 for rows of 8")
+    );
     assert!(silu_mul(&x, &of(1, 2, 7)).is_err());
 }

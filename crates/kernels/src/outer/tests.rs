@@ -41,8 +41,17 @@ fn keys_may_be_their_own_values() {
     let (k, acc) = (of(1, 20, 17), of(2, 17, 17));
     accumulate_outer(&acc, &k, &k, 3..20).unwrap();
     let mut want = noise(2, 17 * 17);
-    reference(&mut want, &noise(1, 20 * 17)[3 * 17..], &noise(1, 20 * 17)[3 * 17..], 17, 17);
-    assert_eq!(bits(&acc), want.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+    reference(
+        &mut want,
+        &noise(1, 20 * 17)[3 * 17..],
+        &noise(1, 20 * 17)[3 * 17..],
+        17,
+        17,
+    );
+    assert_eq!(
+        bits(&acc),
+        want.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -51,7 +60,10 @@ fn other_shapes_and_rows_beyond_the_tokens_leave_the_sums_untouched() {
     let before = bits(&acc);
     assert!(accumulate_outer(&acc, &v, &k, 0..5).is_err());
     assert!(accumulate_outer(&acc, &k, &v, 2..6).is_err());
-    #[expect(clippy::reversed_empty_ranges, reason = "what a confused caller could pass")]
+    #[expect(
+        clippy::reversed_empty_ranges,
+        reason = "what a confused caller could pass"
+    )]
     let reversed = 3..2;
     assert!(accumulate_outer(&acc, &k, &v, reversed).is_err());
     assert_eq!(bits(&acc), before);

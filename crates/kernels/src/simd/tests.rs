@@ -26,7 +26,8 @@ fn the_exponential_is_within_two_units_in_the_last_place() {
         run(Exp(&x, &mut y));
         for (x, y) in x.into_iter().zip(y) {
             let exact = f64::from(x).exp();
-            let unit = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
+            let unit =
+                f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
             worst = worst.max((f64::from(y) - exact).abs() / unit);
         }
     }
@@ -55,7 +56,13 @@ impl Kernel for All<'_> {
         let bytes = self.bytes.as_ptr();
         // SAFETY: every load reads at most 64 bytes of 64.
         let [half, brain, signed, low, high] = unsafe {
-            [isa.load_f16(bytes), isa.load_bf16(bytes), isa.load_i8(bytes), isa.load_nibbles(bytes, false), isa.load_nibbles(bytes, true)]
+            [
+                isa.load_f16(bytes),
+                isa.load_bf16(bytes),
+                isa.load_i8(bytes),
+                isa.load_nibbles(bytes, false),
+                isa.load_nibbles(bytes, true),
+            ]
         };
         let x = of_lanes(isa, &sixteen(-3.0, 0.37));
         let results = [
@@ -80,20 +87,38 @@ impl Kernel for All<'_> {
         // SAFETY: rows of eight floats, and eight sixteens for them.
         unsafe { isa.turn(&rows, turned[8..].as_mut_ptr()) };
         self.out.extend(turned.map(f32::to_bits));
-        self.out.extend(results.into_iter().flat_map(|v| lanes(isa, v)).map(f32::to_bits));
+        self.out.extend(
+            results
+                .into_iter()
+                .flat_map(|v| lanes(isa, v))
+                .map(f32::to_bits),
+        );
     }
 }
 
 /// 64 bytes whose halves and brain floats are all finite.
 fn bytes() -> [u8; 64] {
-    std::array::from_fn(|i| if i % 2 == 0 { (i * 37 + 11) as u8 } else { 0x30 + (i % 11) as u8 + (i as u8 & 1) * 0x80 })
+    std::array::from_fn(|i| {
+        if i % 2 == 0 {
+            (i * 37 + 11) as u8
+        } else {
+            0x30 + (i % 11) as u8 + (i as u8 & 1) * 0x80
+        }
+    })
 }
 
 #[test]
 fn the_widest_unit_gives_the_bits_of_plain_arithmetic() {
     let (mut widest, mut plain) = (Vec::new(), Vec::new());
-    run(All { bytes: &bytes(), out: &mut widest });
-    All { bytes: &bytes(), out: &mut plain }.run(Portable);
+    run(All {
+        bytes: &bytes(),
+        out: &mut widest,
+    });
+    All {
+        bytes: &bytes(),
+        out: &mut plain,
+    }
+    .run(Portable);
     assert_eq!(plain.len(), (8 + 14) * LANES);
     // Row 5 of a square of 0 .. 64 is 40 .. 48; turned it is lane 5 of the second eight lanes of each sixteen.
     assert!((0..8).all(|i| f32::from_bits(plain[i * LANES + 8 + 5]) == (40 + i) as f32));
@@ -103,12 +128,24 @@ fn the_widest_unit_gives_the_bits_of_plain_arithmetic() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn avx2_gives_the_bits_of_plain_arithmetic_beside_a_wider_unit_too() {
-    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")) {
+    if !(is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c"))
+    {
         return;
     }
     let (mut ours, mut plain) = (Vec::new(), Vec::new());
     // SAFETY: the features were asked for above.
-    unsafe { super::x86::run_avx2(All { bytes: &bytes(), out: &mut ours }) };
-    All { bytes: &bytes(), out: &mut plain }.run(Portable);
+    unsafe {
+        super::x86::run_avx2(All {
+            bytes: &bytes(),
+            out: &mut ours,
+        })
+    };
+    All {
+        bytes: &bytes(),
+        out: &mut plain,
+    }
+    .run(Portable);
     assert_eq!(ours, plain);
 }
