@@ -205,7 +205,7 @@ impl Text {
         self.encode_from(text, true)
     }
 
-    /// Control tokens (special: BOS, EOS, turn marks) are not text. Bytes that are no UTF-8 become U+FFFD.
+    /// The tokens' text, special tokens spelled out. Bytes that are no UTF-8 become U+FFFD.
     ///
     /// # Errors
     /// [`Error::UnknownToken`] if the vocabulary has no such token.

@@ -1,7 +1,7 @@
 //! Tokens back to text, as they come.
 //!
 //! Every token of a vocabulary has its bytes in one table; a text is their concatenation, read as
-//! UTF-8. Control tokens have none. Start at [`TextDecoder::push`].
+//! UTF-8. Special tokens are spelled out. Start at [`TextDecoder::push`].
 
 #[cfg(test)]
 mod tests;
@@ -48,9 +48,7 @@ impl Pieces {
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(size));
         for id in 0..size as u32 {
             if let Some(token) = added.get(&id) {
-                if !token.special {
-                    bytes.extend_from_slice(token.content.as_bytes());
-                }
+                bytes.extend_from_slice(token.content.as_bytes());
             } else if let Some(token) = tokenizer.get_model().id_to_token(id) {
                 match spelling {
                     Spelling::ByteLevel => push_letters(&token, &letters, &mut bytes),

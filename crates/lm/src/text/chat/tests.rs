@@ -45,9 +45,9 @@ fn the_dialect_of_hugging_face_is_understood() {
         ("{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.role }}{% endfor %}", "user"),
         ("{% for m in messages %}{% generation %}{{ m.role }}{%- endgeneration -%} {% endfor %}", "systemuser"),
         ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
-        ("{{ messages[1:][0].content }}{{ messages[-1]['role'].startswith('us') }}", "a,btrue"),
+        ("{{ messages[1:][0].content }}{{ messages[-1]['role'].startswith('us') }}", "a,bTrue"),
         ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(messages | length) }}", "[2]"),
-        ("{{ add_generation_prompt }}{{ nothing }}", "true"),
+        ("{{ add_generation_prompt }}{{ nothing }}", "True"),
     ];
     for (template, expected) in cases {
         assert_eq!(render(template, &messages).as_deref(), Ok(expected), "{template}");
