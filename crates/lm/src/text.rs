@@ -17,8 +17,8 @@ use std::{path::Path, sync::Arc};
 
 use serde_json::Value;
 use tokenizers::{
-    Model, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
-    PreTokenizerWrapper, Tokenizer,
+    Model, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType,
+    PreTokenizedString, PreTokenizer, PreTokenizerWrapper, Tokenizer,
 };
 
 pub use document::{DocumentTokenizer, MAX_HELD_BYTES};
@@ -131,29 +131,56 @@ impl Text {
     /// named; [`Error::Tokenizer`] if its parts contradict each other. A broken chat template is an error of
     /// [`Text::encode_chat`] only.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let source = if path.is_dir() { source::from_folder(path)? } else { source::from_gguf(path)? };
+        let source = if path.is_dir() {
+            source::from_folder(path)?
+        } else {
+            source::from_gguf(path)?
+        };
         Self::new(source)
     }
 
     fn new(source: Source) -> Result<Self, Error> {
-        let Source { tokenizer, normalizer, pre_tokenizer, decoder, bos, eos, adds_bos, template } = source;
+        let Source {
+            tokenizer,
+            normalizer,
+            pre_tokenizer,
+            decoder,
+            bos,
+            eos,
+            adds_bos,
+            template,
+        } = source;
         if let tokenizers::ModelWrapper::BPE(bpe) = tokenizer.get_model()
             && bpe.dropout.is_some_and(|dropout| dropout > 0.0)
         {
-            return Err(Error::Unsupported { what: "a tokenizer that drops merges at random (dropout)".into() });
+            return Err(Error::Unsupported {
+                what: "a tokenizer that drops merges at random (dropout)".into(),
+            });
         }
         let pieces = Pieces::new(&tokenizer, &decoder)?;
         for special in [bos, eos].into_iter().flatten() {
             if special.0 as usize >= pieces.vocab_size() {
-                return Err(Error::UnknownToken { token: special, vocab: pieces.vocab_size() });
+                return Err(Error::UnknownToken {
+                    token: special,
+                    vocab: pieces.vocab_size(),
+                });
             }
         }
-        let spelling = |token: Option<TokenId>| token.and_then(|t| tokenizer.id_to_token(t.0)).unwrap_or_default();
+        let spelling = |token: Option<TokenId>| {
+            token
+                .and_then(|t| tokenizer.id_to_token(t.0))
+                .unwrap_or_default()
+        };
         let template = ChatTemplate::new(template, &spelling(bos), &spelling(eos));
         let inner = Inner {
             first: Pipeline::new(&normalizer, &pre_tokenizer)?,
-            inside: Pipeline::new(&without_prefix(&normalizer), &without_prefix(&pre_tokenizer))?,
-            restarts: !boundary::stages(&pre_tokenizer, "pretokenizers").iter().any(|stage| stage["prepend_scheme"] == "first"),
+            inside: Pipeline::new(
+                &without_prefix(&normalizer),
+                &without_prefix(&pre_tokenizer),
+            )?,
+            restarts: !boundary::stages(&pre_tokenizer, "pretokenizers")
+                .iter()
+                .any(|stage| stage["prepend_scheme"] == "first"),
             boundaries: Boundaries::of(&normalizer, &pre_tokenizer, tokenizer.get_model()),
             tokenizer,
             pieces,
@@ -162,7 +189,9 @@ impl Text {
             adds_bos: adds_bos && bos.is_some(),
             template,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Ids of the tokenizer are below this; a model's embedding may have more rows.
@@ -245,14 +274,21 @@ impl Text {
     }
 
     /// Special tokens by themselves; the text between them after `restore`, as plain text.
-    fn encode_parts(&self, text: &str, restore: impl Fn(&str) -> String) -> Result<Vec<TokenId>, Error> {
+    fn encode_parts(
+        &self,
+        text: &str,
+        restore: impl Fn(&str) -> String,
+    ) -> Result<Vec<TokenId>, Error> {
         let added = self.inner.tokenizer.get_added_vocabulary();
         let parts = added.extract_and_normalize(None::<&NormalizerWrapper>, text);
         let mut tokens = Vec::new();
-        for (part, (start, _), found) in parts.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+        for (part, (start, _), found) in
+            parts.get_splits(OffsetReferential::Original, OffsetType::Byte)
+        {
             match found {
                 Some(found) => tokens.extend(found.iter().map(|token| TokenId(token.id))),
-                None => tokens.extend(self.encode_from(&restore(part), start == 0 || self.inner.restarts)?),
+                None => tokens
+                    .extend(self.encode_from(&restore(part), start == 0 || self.inner.restarts)?),
             }
         }
         Ok(tokens)
@@ -267,8 +303,14 @@ impl Text {
 
     /// How special tokens are spelled, the longest first.
     fn special_spellings(&self) -> Vec<&str> {
-        let added = self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder();
-        let special = added.values().filter(|token| token.special && !token.content.is_empty());
+        let added = self
+            .inner
+            .tokenizer
+            .get_added_vocabulary()
+            .get_added_tokens_decoder();
+        let special = added
+            .values()
+            .filter(|token| token.special && !token.content.is_empty());
         let mut spellings: Vec<&str> = special.map(|token| token.content.as_str()).collect();
         spellings.sort_unstable_by_key(|spelling| (std::cmp::Reverse(spelling.len()), *spelling));
         spellings
@@ -277,7 +319,12 @@ impl Text {
 
 impl Inner {
     /// Encodes text that contains no special token.
-    fn encode_segment(&self, text: &str, pipeline: &Pipeline, tokens: &mut Vec<TokenId>) -> Result<(), Error> {
+    fn encode_segment(
+        &self,
+        text: &str,
+        pipeline: &Pipeline,
+        tokens: &mut Vec<TokenId>,
+    ) -> Result<(), Error> {
         if text.is_empty() {
             return Ok(());
         }
@@ -289,7 +336,9 @@ impl Inner {
         if let Some(pre_tokenizer) = &pipeline.pre_tokenizer {
             pre_tokenizer.pre_tokenize(&mut words).map_err(failed)?;
         }
-        words.tokenize(|word| self.tokenizer.get_model().tokenize(word.get())).map_err(failed)?;
+        words
+            .tokenize(|word| self.tokenizer.get_model().tokenize(word.get()))
+            .map_err(failed)?;
         for (_, _, found) in words.get_splits(OffsetReferential::Original, OffsetType::None) {
             tokens.extend(found.iter().flatten().map(|token| TokenId(token.id)));
         }
@@ -299,7 +348,10 @@ impl Inner {
 
 impl Pipeline {
     fn new(normalizer: &Value, pre_tokenizer: &Value) -> Result<Self, Error> {
-        Ok(Self { normalizer: stage(normalizer)?, pre_tokenizer: stage(pre_tokenizer)? })
+        Ok(Self {
+            normalizer: stage(normalizer)?,
+            pre_tokenizer: stage(pre_tokenizer)?,
+        })
     }
 }
 
@@ -308,16 +360,27 @@ fn stage<T: serde::de::DeserializeOwned>(json: &Value) -> Result<Option<T>, Erro
     if json.is_null() {
         return Ok(None);
     }
-    T::deserialize(json).map(Some).map_err(|error| Error::Tokenizer { what: error.to_string() })
+    T::deserialize(json)
+        .map(Some)
+        .map_err(|error| Error::Tokenizer {
+            what: error.to_string(),
+        })
 }
 
 /// The same stages, but none puts anything in front of a text.
 fn without_prefix(stage: &Value) -> Value {
     match stage {
-        Value::Array(stages) => stages.iter().filter(|stage| stage["type"] != "Prepend").map(without_prefix).collect(),
+        Value::Array(stages) => stages
+            .iter()
+            .filter(|stage| stage["type"] != "Prepend")
+            .map(without_prefix)
+            .collect(),
         Value::Object(_) if stage["type"] == "Prepend" => Value::Null,
         Value::Object(keys) => {
-            let mut keys: serde_json::Map<String, Value> = keys.iter().map(|(key, value)| (key.clone(), without_prefix(value))).collect();
+            let mut keys: serde_json::Map<String, Value> = keys
+                .iter()
+                .map(|(key, value)| (key.clone(), without_prefix(value)))
+                .collect();
             if stage["type"] == "Metaspace" {
                 keys.remove("add_prefix_space");
                 keys.insert("prepend_scheme".into(), "never".into());
@@ -331,5 +394,7 @@ fn without_prefix(stage: &Value) -> Value {
 }
 
 fn failed(error: tokenizers::Error) -> Error {
-    Error::Tokenizer { what: error.to_string() }
+    Error::Tokenizer {
+        what: error.to_string(),
+    }
 }

@@ -21,7 +21,12 @@ pub fn relative_error(got: &Tensor, want: &Tensor) -> f64 {
 #[must_use]
 pub fn relative_error_of(got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len(), "slices of different lengths");
-    let apart = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt();
+    let apart = got
+        .iter()
+        .zip(want)
+        .map(|(g, w)| (g - w).powi(2))
+        .sum::<f64>()
+        .sqrt();
     let size = want.iter().map(|w| w * w).sum::<f64>().sqrt();
     if apart == 0.0 { 0.0 } else { apart / size }
 }
@@ -32,7 +37,10 @@ pub fn relative_error_of(got: &[f64], want: &[f64]) -> f64 {
 /// If the tensor cannot be read.
 #[must_use]
 pub fn values(tensor: &Tensor) -> Vec<f64> {
-    let flat = tensor.to_dtype(DType::F64).and_then(|t| t.flatten_all()).and_then(|t| t.to_vec1());
+    let flat = tensor
+        .to_dtype(DType::F64)
+        .and_then(|t| t.flatten_all())
+        .and_then(|t| t.to_vec1());
     flat.expect("a float tensor converts to f64")
 }
 
@@ -86,7 +94,9 @@ impl Random {
     /// If the shape is too large for memory.
     pub fn tensor(&mut self, shape: &[usize], mean: f64, deviation: f64) -> Tensor {
         let count = shape.iter().product();
-        let data: Vec<f32> = (0..count).map(|_| (mean + deviation * self.normal()) as f32).collect();
+        let data: Vec<f32> = (0..count)
+            .map(|_| (mean + deviation * self.normal()) as f32)
+            .collect();
         Tensor::from_vec(data, shape, &Device::Cpu).expect("as many numbers as the shape holds")
     }
 }
@@ -97,7 +107,11 @@ impl Random {
 /// If a slice does not have its size.
 #[must_use]
 pub fn matmul(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> Vec<f64> {
-    assert_eq!((a.len(), b.len()), (m * k, k * n), "sizes of a [m, k] and b [k, n]");
+    assert_eq!(
+        (a.len(), b.len()),
+        (m * k, k * n),
+        "sizes of a [m, k] and b [k, n]"
+    );
     let mut product = vec![0.0; m * n];
     for i in 0..m {
         for j in 0..n {
@@ -123,10 +137,15 @@ pub fn transpose(a: &[f64], m: usize, n: usize) -> Vec<f64> {
 /// If a slice does not have its size or a is singular.
 #[must_use]
 pub fn solve(a: &[f64], b: &[f64], n: usize, m: usize) -> Vec<f64> {
-    assert_eq!((a.len(), b.len()), (n * n, n * m), "sizes of a [n, n] and b [n, m]");
+    assert_eq!(
+        (a.len(), b.len()),
+        (n * n, n * m),
+        "sizes of a [n, n] and b [n, m]"
+    );
     let (mut a, mut b) = (a.to_vec(), b.to_vec());
     for column in 0..n {
-        let pivot = (column..n).max_by(|&p, &q| a[p * n + column].abs().total_cmp(&a[q * n + column].abs()));
+        let pivot = (column..n)
+            .max_by(|&p, &q| a[p * n + column].abs().total_cmp(&a[q * n + column].abs()));
         let pivot = pivot.expect("at least one row is left");
         assert!(a[pivot * n + column] != 0.0, "a singular matrix");
         for j in 0..n {

@@ -11,7 +11,9 @@ use std::{
 #[must_use]
 pub fn repository_root() -> PathBuf {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    let root = crates.and_then(Path::parent).expect("testkit lies in crates/testkit");
+    let root = crates
+        .and_then(Path::parent)
+        .expect("testkit lies in crates/testkit");
     root.to_path_buf()
 }
 
@@ -21,13 +23,18 @@ pub fn repository_root() -> PathBuf {
 /// If the file is not there.
 #[must_use]
 pub fn smollm2_gguf() -> PathBuf {
-    let path = env::var_os("IMPRINT_TEST_MODEL").map(PathBuf::from).unwrap_or_else(|| {
-        let home = env::var_os("IMPRINT_HOME").map(PathBuf::from).unwrap_or_else(|| {
-            let user = env::var_os("HOME").expect("HOME, IMPRINT_HOME or IMPRINT_TEST_MODEL is set");
-            PathBuf::from(user).join(".cache/imprint")
+    let path = env::var_os("IMPRINT_TEST_MODEL")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            let home = env::var_os("IMPRINT_HOME")
+                .map(PathBuf::from)
+                .unwrap_or_else(|| {
+                    let user = env::var_os("HOME")
+                        .expect("HOME, IMPRINT_HOME or IMPRINT_TEST_MODEL is set");
+                    PathBuf::from(user).join(".cache/imprint")
+                });
+            home.join("models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf")
         });
-        home.join("models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf")
-    });
     assert!(
         path.is_file(),
         "the tests need the default model at {}: run `cargo run --release -- model pull`, or point IMPRINT_TEST_MODEL at it",
@@ -44,6 +51,10 @@ pub fn smollm2_gguf() -> PathBuf {
 pub fn golden_dir() -> PathBuf {
     let path = env::var_os("IMPRINT_GOLDEN_DIR")
         .map_or_else(|| repository_root().join("../shared/golden"), PathBuf::from);
-    assert!(path.is_dir(), "no reference vectors at {}: set IMPRINT_GOLDEN_DIR", path.display());
+    assert!(
+        path.is_dir(),
+        "no reference vectors at {}: set IMPRINT_GOLDEN_DIR",
+        path.display()
+    );
     path
 }

@@ -7,12 +7,91 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 
 /// Pieces at which pre-tokenizers, normalisers and byte-level decoding go wrong.
 const PIECES: &[&str] = &[
-    "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'LL", "'", "''", "’s", "can't", "we'll've", "it's", " 's", "'l", "l",
-    ".", ",", "!", "?", "...", "?!", "--", " - ", "(", ")", "[1]", "{x}", "<", ">", "/", "\\", "\"", "_", "__init__", "=>", "!=",
-    "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "<|", "<0x0A>", "▁", "▁the",
-    "\u{0}", "\u{7f}", "\u{a0}", "\u{2028}", "\u{3000}", "\u{200b}", "\u{200d}", "\u{feff}", "\u{fffd}", "\u{301}", "e\u{301}",
-    "é", "ﬁ", "Å", "\u{212b}", "ẞ", "\u{1100}", "\u{1161}", "\u{11a8}", "한국어", "日本語", "中文。", "、", "ไทย", "हिन्दी", "עברית", "مرحبا", "٣٤", "Ⅷ", "½", "²",
-    "🦀", "👩‍👩‍👧", "🇫🇷", "👍🏽", "\u{10ffff}", "\u{1d49c}",
+    "'s",
+    "'t",
+    "'re",
+    "'ve",
+    "'m",
+    "'ll",
+    "'d",
+    "'S",
+    "'LL",
+    "'",
+    "''",
+    "’s",
+    "can't",
+    "we'll've",
+    "it's",
+    " 's",
+    "'l",
+    "l",
+    ".",
+    ",",
+    "!",
+    "?",
+    "...",
+    "?!",
+    "--",
+    " - ",
+    "(",
+    ")",
+    "[1]",
+    "{x}",
+    "<",
+    ">",
+    "/",
+    "\\",
+    "\"",
+    "_",
+    "__init__",
+    "=>",
+    "!=",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<|",
+    "<0x0A>",
+    "▁",
+    "▁the",
+    "\u{0}",
+    "\u{7f}",
+    "\u{a0}",
+    "\u{2028}",
+    "\u{3000}",
+    "\u{200b}",
+    "\u{200d}",
+    "\u{feff}",
+    "\u{fffd}",
+    "\u{301}",
+    "e\u{301}",
+    "é",
+    "ﬁ",
+    "Å",
+    "\u{212b}",
+    "ẞ",
+    "\u{1100}",
+    "\u{1161}",
+    "\u{11a8}",
+    "한국어",
+    "日本語",
+    "中文。",
+    "、",
+    "ไทย",
+    "हिन्दी",
+    "עברית",
+    "مرحبا",
+    "٣٤",
+    "Ⅷ",
+    "½",
+    "²",
+    "🦀",
+    "👩‍👩‍👧",
+    "🇫🇷",
+    "👍🏽",
+    "\u{10ffff}",
+    "\u{1d49c}",
 ];
 
 fn piece() -> impl Strategy<Value = String> {
@@ -46,15 +125,21 @@ pub fn cuts() -> impl Strategy<Value = Vec<Index>> {
 #[must_use]
 pub fn cut<'a, T>(whole: &'a [T], cuts: &[Index]) -> Vec<&'a [T]> {
     let ends = ends(whole.len(), cuts);
-    ends.windows(2).map(|pair| &whole[pair[0]..pair[1]]).collect()
+    ends.windows(2)
+        .map(|pair| &whole[pair[0]..pair[1]])
+        .collect()
 }
 
 /// The text in pieces, in order, cut between characters; pieces may be empty, their concatenation is the whole.
 #[must_use]
 pub fn cut_text<'a>(whole: &'a str, cuts: &[Index]) -> Vec<&'a str> {
-    let ends = ends(whole.len(), cuts).into_iter().map(|end| whole.floor_char_boundary(end));
+    let ends = ends(whole.len(), cuts)
+        .into_iter()
+        .map(|end| whole.floor_char_boundary(end));
     let ends: Vec<usize> = ends.collect();
-    ends.windows(2).map(|pair| &whole[pair[0]..pair[1]]).collect()
+    ends.windows(2)
+        .map(|pair| &whole[pair[0]..pair[1]])
+        .collect()
 }
 
 /// 0, the cuts in order, and the length.

@@ -80,7 +80,10 @@ impl TinySpec {
     /// If no linear has that name.
     #[must_use]
     pub fn linear(&self, module: &str) -> (usize, usize) {
-        let (queries, keys) = (self.heads * self.head_dim(), self.kv_heads * self.head_dim());
+        let (queries, keys) = (
+            self.heads * self.head_dim(),
+            self.kv_heads * self.head_dim(),
+        );
         match module {
             "q_proj" => (queries, self.hidden),
             "k_proj" | "v_proj" => (keys, self.hidden),
@@ -94,7 +97,11 @@ impl TinySpec {
 
 /// The folder of a linear in the checkpoint: self_attn or mlp.
 fn block(module: &str) -> &'static str {
-    if matches!(module, "gate_proj" | "up_proj" | "down_proj") { "mlp" } else { "self_attn" }
+    if matches!(module, "gate_proj" | "up_proj" | "down_proj") {
+        "mlp"
+    } else {
+        "self_attn"
+    }
 }
 
 /// Writes a random decoder in the HF layout: config.json, weights, tokenizer.json and tokenizer_config.json.
@@ -102,8 +109,14 @@ fn block(module: &str) -> &'static str {
 /// # Panics
 /// If the spec contradicts itself or the folder cannot be written.
 pub fn tiny_base(dir: &Path, spec: &TinySpec) {
-    assert!(["llama", "mistral", "qwen2", "qwen3"].contains(&spec.architecture), "unknown architecture");
-    assert!(spec.heads.is_multiple_of(spec.kv_heads), "kv_heads divides heads");
+    assert!(
+        ["llama", "mistral", "qwen2", "qwen3"].contains(&spec.architecture),
+        "unknown architecture"
+    );
+    assert!(
+        spec.heads.is_multiple_of(spec.kv_heads),
+        "kv_heads divides heads"
+    );
     fs::create_dir_all(dir).expect("a folder for the model");
     write_json(&dir.join("config.json"), &base_config(spec));
     write_weights(dir, spec, base_weights(spec));
@@ -146,21 +159,44 @@ fn base_config(spec: &TinySpec) -> Value {
 fn base_weights(spec: &TinySpec) -> BTreeMap<String, Tensor> {
     let mut random = Random::new(spec.seed);
     let mut weights = BTreeMap::new();
-    weights.insert("model.embed_tokens.weight".into(), random.tensor(&[spec.vocab, spec.hidden], 0.0, 0.4));
-    weights.insert("model.norm.weight".into(), random.tensor(&[spec.hidden], 1.0, 0.1));
+    weights.insert(
+        "model.embed_tokens.weight".into(),
+        random.tensor(&[spec.vocab, spec.hidden], 0.0, 0.4),
+    );
+    weights.insert(
+        "model.norm.weight".into(),
+        random.tensor(&[spec.hidden], 1.0, 0.1),
+    );
     if !spec.tied {
-        weights.insert("lm_head.weight".into(), random.tensor(&[spec.vocab, spec.hidden], 0.0, 0.4));
+        weights.insert(
+            "lm_head.weight".into(),
+            random.tensor(&[spec.vocab, spec.hidden], 0.0, 0.4),
+        );
     }
     for layer in 0..spec.layers {
         let prefix = format!("model.layers.{layer}");
         for norm in ["input_layernorm", "post_attention_layernorm"] {
-            weights.insert(format!("{prefix}.{norm}.weight"), random.tensor(&[spec.hidden], 1.0, 0.1));
+            weights.insert(
+                format!("{prefix}.{norm}.weight"),
+                random.tensor(&[spec.hidden], 1.0, 0.1),
+            );
         }
-        for module in ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"] {
+        for module in [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ] {
             let (rows, columns) = spec.linear(module);
             let name = format!("{prefix}.{}.{module}", block(module));
             let deviation = 0.9 / (columns as f64).sqrt();
-            weights.insert(format!("{name}.weight"), random.tensor(&[rows, columns], 0.0, deviation));
+            weights.insert(
+                format!("{name}.weight"),
+                random.tensor(&[rows, columns], 0.0, deviation),
+            );
             if spec.architecture == "qwen2" && ["q_proj", "k_proj", "v_proj"].contains(&module) {
                 weights.insert(format!("{name}.bias"), random.tensor(&[rows], 0.0, 0.2));
             }
@@ -176,7 +212,10 @@ fn base_weights(spec: &TinySpec) -> BTreeMap<String, Tensor> {
 }
 
 fn write_weights(dir: &Path, spec: &TinySpec, weights: BTreeMap<String, Tensor>) {
-    let total: usize = weights.values().map(|w| w.elem_count() * spec.dtype.size_in_bytes()).sum();
+    let total: usize = weights
+        .values()
+        .map(|w| w.elem_count() * spec.dtype.size_in_bytes())
+        .sum();
     let each = weights.len().div_ceil(spec.shards.max(1));
     let weights: Vec<(String, Tensor)> = weights
         .into_iter()
@@ -187,7 +226,11 @@ fn write_weights(dir: &Path, spec: &TinySpec, weights: BTreeMap<String, Tensor>)
         let file = if spec.shards <= 1 {
             "model.safetensors".to_owned()
         } else {
-            format!("model-{:05}-of-{:05}.safetensors", index + 1, weights.len().div_ceil(each))
+            format!(
+                "model-{:05}-of-{:05}.safetensors",
+                index + 1,
+                weights.len().div_ceil(each)
+            )
         };
         for (name, _) in shard {
             weight_map.insert(name.clone(), json!(file));
@@ -269,10 +312,16 @@ pub fn tiny_generator(dir: &Path, base: &TinySpec, spec: &GeneratorSpec) {
     write_json(&dir.join("adapter_config.json"), &generator_config(spec));
     let mut random = Random::new(spec.seed);
     let mut weights = BTreeMap::new();
-    let layers = spec.layers.clone().unwrap_or_else(|| (0..base.layers).collect());
+    let layers = spec
+        .layers
+        .clone()
+        .unwrap_or_else(|| (0..base.layers).collect());
     for layer in layers {
         for module in &spec.modules {
-            let site = format!("base_model.model.model.layers.{layer}.base_layer.{}.{module}", block(module));
+            let site = format!(
+                "base_model.model.model.layers.{layer}.base_layer.{}.{module}",
+                block(module)
+            );
             let (rows, columns) = base.linear(module);
             let mut linear = |name: &str, rows: usize, columns: usize, size: f64| {
                 let weight = random.tensor(&[rows, columns], 0.0, size / (columns as f64).sqrt());
@@ -298,7 +347,9 @@ pub fn tiny_generator(dir: &Path, base: &TinySpec, spec: &GeneratorSpec) {
 
 fn generator_config(spec: &GeneratorSpec) -> Value {
     let associative = spec.form == Form::Associative;
-    let norm = spec.norm.unwrap_or(if associative { "ridge" } else { "svd" });
+    let norm = spec
+        .norm
+        .unwrap_or(if associative { "ridge" } else { "svd" });
     let mut config = json!({
         "peft_type": "FASTLORA",
         "base_model_name_or_path": "tiny",
@@ -318,9 +369,18 @@ fn generator_config(spec: &GeneratorSpec) -> Value {
             keys.insert(key.to_owned(), value);
         }
     };
-    set("fastlora_layers", spec.layers.as_ref().map(|layers| json!(layers)));
-    set("fastlora_key", associative.then(|| json!("site_input_tied_A1")));
-    set("fastlora_value", associative.then(|| json!("next_token_embedding+A3n_hidden")));
+    set(
+        "fastlora_layers",
+        spec.layers.as_ref().map(|layers| json!(layers)),
+    );
+    set(
+        "fastlora_key",
+        associative.then(|| json!("site_input_tied_A1")),
+    );
+    set(
+        "fastlora_value",
+        associative.then(|| json!("next_token_embedding+A3n_hidden")),
+    );
     set("fastlora_skip_first", associative.then(|| json!(1)));
     set("fastlora_skip_last", associative.then(|| json!(1)));
     set("fastlora_strategy", spec.strategy.map(|s| json!(s)));
@@ -332,8 +392,20 @@ fn generator_config(spec: &GeneratorSpec) -> Value {
 
 /// Pairs that the tiny tokenizer joins, in order of rank; Ġ spells a space.
 const MERGES: &[(&str, &str)] = &[
-    ("Ġ", "t"), ("h", "e"), ("i", "n"), ("Ġt", "he"), ("e", "r"), ("Ġ", "a"), ("o", "n"), ("r", "e"), ("Ġ", "s"),
-    ("a", "t"), ("l", "l"), ("in", "g"), ("n", "d"), ("Ġa", "nd"),
+    ("Ġ", "t"),
+    ("h", "e"),
+    ("i", "n"),
+    ("Ġt", "he"),
+    ("e", "r"),
+    ("Ġ", "a"),
+    ("o", "n"),
+    ("r", "e"),
+    ("Ġ", "s"),
+    ("a", "t"),
+    ("l", "l"),
+    ("in", "g"),
+    ("n", "d"),
+    ("Ġa", "nd"),
 ];
 const IM_START: usize = 256 + MERGES.len();
 const IM_END: usize = IM_START + 1;
@@ -352,9 +424,7 @@ pub fn tiny_tokenizer(dir: &Path) {
     for (rank, (left, right)) in MERGES.iter().enumerate() {
         vocab.insert(format!("{left}{right}"), json!(256 + rank));
     }
-    let special = |id: usize, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
-    };
+    let special = |id: usize, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let tokenizer = json!({
         "version": "1.0",

@@ -28,8 +28,13 @@ impl Boundaries {
         let normalizers = stages(normalizer, "normalizers");
         let composes = |stage: &&Value| kind(stage) == "NFC";
         let prepends = |stage: &&Value| kind(stage) == "Prepend";
-        let marks_spaces = |stage: &&Value| kind(stage) == "Replace" && stage["pattern"]["String"] == " " && stage["content"] == "▁";
-        if !normalizers.iter().all(|s| composes(s) || prepends(s) || marks_spaces(s)) {
+        let marks_spaces = |stage: &&Value| {
+            kind(stage) == "Replace" && stage["pattern"]["String"] == " " && stage["content"] == "▁"
+        };
+        if !normalizers
+            .iter()
+            .all(|s| composes(s) || prepends(s) || marks_spaces(s))
+        {
             return Self::default();
         }
         let pre_tokenizers = stages(pre_tokenizer, "pretokenizers");
@@ -43,7 +48,11 @@ impl Boundaries {
             return Self::of_marked_spaces(model, false);
         }
         if normalizers.iter().all(composes) && splits_words(&pre_tokenizers) {
-            return Self { space: true, newline: true, ideographic: true };
+            return Self {
+                space: true,
+                newline: true,
+                ideographic: true,
+            };
         }
         Self::default()
     }
@@ -52,13 +61,27 @@ impl Boundaries {
     /// safe where no token spans it: then no merge does, and merges apart from each other do not interact.
     fn of_marked_spaces(model: &ModelWrapper, split: bool) -> Self {
         let ModelWrapper::BPE(bpe) = model else {
-            return Self { space: split, ..Self::default() };
+            return Self {
+                space: split,
+                ..Self::default()
+            };
         };
         let vocab = bpe.get_vocab();
-        let positional = bpe.get_continuing_subword_prefix().is_some() || bpe.end_of_word_suffix.is_some();
-        let spans_space = |token: &String| token.chars().zip(token.chars().skip(1)).any(|(a, b)| a != '▁' && b == '▁');
-        let spans_newline = |token: &String| ["\n", "<0x0A>"].iter().any(|n| token.len() > n.len() && token.contains(n));
-        let knows = |tokens: &HashMap<String, u32>| tokens.contains_key("▁") && has_all_bytes(bpe, tokens);
+        let positional =
+            bpe.get_continuing_subword_prefix().is_some() || bpe.end_of_word_suffix.is_some();
+        let spans_space = |token: &String| {
+            token
+                .chars()
+                .zip(token.chars().skip(1))
+                .any(|(a, b)| a != '▁' && b == '▁')
+        };
+        let spans_newline = |token: &String| {
+            ["\n", "<0x0A>"]
+                .iter()
+                .any(|n| token.len() > n.len() && token.contains(n))
+        };
+        let knows =
+            |tokens: &HashMap<String, u32>| tokens.contains_key("▁") && has_all_bytes(bpe, tokens);
         Self {
             space: split || (!positional && knows(&vocab) && !vocab.keys().any(spans_space)),
             newline: !positional && knows(&vocab) && !vocab.keys().any(spans_newline),
@@ -71,9 +94,8 @@ impl Boundaries {
         match after {
             ' ' => self.space && !before.is_whitespace() && before != '▁',
             '\n' => self.newline && is_plain_letter_or_digit(before),
-            '\u{3001}' | '\u{3002}' | '\u{ff0c}' | '\u{ff01}' | '\u{ff1f}' | '\u{ff1a}' | '\u{ff1b}' | '\u{300c}' | '\u{300d}' => {
-                self.ideographic && is_cjk_letter(before)
-            }
+            '\u{3001}' | '\u{3002}' | '\u{ff0c}' | '\u{ff01}' | '\u{ff1f}' | '\u{ff1a}'
+            | '\u{ff1b}' | '\u{300c}' | '\u{300d}' => self.ideographic && is_cjk_letter(before),
             _ => false,
         }
     }
@@ -101,7 +123,9 @@ fn splits_words(stages: &[&Value]) -> bool {
                 if stage["behavior"] != "Isolated" || stage["invert"] == true {
                     return false;
                 }
-                let Some(pattern) = stage["pattern"]["Regex"].as_str() else { return false };
+                let Some(pattern) = stage["pattern"]["Regex"].as_str() else {
+                    return false;
+                };
                 if SPLITTING.contains(&pattern) {
                     parts_words = true;
                 } else if !ISOLATING.contains(&pattern) {
@@ -125,14 +149,19 @@ pub(super) fn stages<'a>(stage: &'a Value, key: &str) -> Vec<&'a Value> {
         return Vec::new();
     }
     match stage[key].as_array() {
-        Some(items) if kind(stage) == "Sequence" => items.iter().flat_map(|item| stages(item, key)).collect(),
+        Some(items) if kind(stage) == "Sequence" => {
+            items.iter().flat_map(|item| stages(item, key)).collect()
+        }
         _ => vec![stage],
     }
 }
 
 /// Letters and digits that every normal form leaves a letter or digit, alone or behind anything.
 fn is_plain_letter_or_digit(c: char) -> bool {
-    c.is_ascii_alphanumeric() || is_cjk_letter(c) || matches!(c, '\u{c0}'..='\u{24f}' if c.is_alphabetic()) || matches!(c, '\u{410}'..='\u{44f}')
+    c.is_ascii_alphanumeric()
+        || is_cjk_letter(c)
+        || matches!(c, '\u{c0}'..='\u{24f}' if c.is_alphabetic())
+        || matches!(c, '\u{410}'..='\u{44f}')
 }
 
 /// Hiragana, Katakana, unified ideographs and Hangul syllables.

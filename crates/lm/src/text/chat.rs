@@ -12,11 +12,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use minijinja::{
-    Environment, ErrorKind, Value,
-    syntax::SyntaxConfig,
-    value::Kwargs,
-};
+use minijinja::{Environment, ErrorKind, Value, syntax::SyntaxConfig, value::Kwargs};
 
 use super::{Error, Message};
 
@@ -35,14 +31,24 @@ pub(super) enum ChatTemplate {
     /// It has one that does not compile, with the reason.
     Broken(String),
     /// The environment that holds it.
-    Ready { environment: Box<Environment<'static>>, bos: String, eos: String },
+    Ready {
+        environment: Box<Environment<'static>>,
+        bos: String,
+        eos: String,
+    },
 }
 
 impl ChatTemplate {
     pub(super) fn new(source: Option<String>, bos: &str, eos: &str) -> Self {
-        let Some(source) = source else { return Self::None };
+        let Some(source) = source else {
+            return Self::None;
+        };
         match environment(&source) {
-            Ok(environment) => Self::Ready { environment: Box::new(environment), bos: bos.to_owned(), eos: eos.to_owned() },
+            Ok(environment) => Self::Ready {
+                environment: Box::new(environment),
+                bos: bos.to_owned(),
+                eos: eos.to_owned(),
+            },
             Err(error) => Self::Broken(describe(&error)),
         }
     }
@@ -52,9 +58,18 @@ impl ChatTemplate {
         let (environment, bos, eos) = match self {
             Self::None => return Err(Error::NoChatTemplate),
             Self::Broken(what) => return Err(Error::Template { what: what.clone() }),
-            Self::Ready { environment, bos, eos } => (environment, bos, eos),
+            Self::Ready {
+                environment,
+                bos,
+                eos,
+            } => (environment, bos, eos),
         };
-        let turn = |message: &Message| Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())]);
+        let turn = |message: &Message| {
+            Value::from_pairs([
+                ("role", message.role.as_str()),
+                ("content", message.content.as_str()),
+            ])
+        };
         let context = Value::from_pairs([
             ("messages", messages.iter().map(turn).collect::<Value>()),
             ("add_generation_prompt", Value::from(true)),
@@ -65,19 +80,36 @@ impl ChatTemplate {
             ("documents", Value::from(())),
         ]);
         let count = messages.len();
-        let said: usize = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
-        let mut output = Bounded { text: Vec::new(), limit: said + MAX_ADDED_BYTES + count * MAX_ADDED_BYTES_A_MESSAGE };
+        let said: usize = messages
+            .iter()
+            .map(|message| message.role.len() + message.content.len())
+            .sum();
+        let mut output = Bounded {
+            text: Vec::new(),
+            limit: said + MAX_ADDED_BYTES + count * MAX_ADDED_BYTES_A_MESSAGE,
+        };
         let mut environment = Environment::clone(environment);
         environment.set_fuel(Some(FUEL + FUEL_A_MESSAGE * count as u64));
-        let template = environment.get_template(NAME).map_err(|error| failed(&error))?;
-        template.render_captured_to(context, &mut output).map_err(|error| failed(&error))?;
-        String::from_utf8(output.text).map_err(|_| Error::Template { what: "its output is not UTF-8".into() })
+        let template = environment
+            .get_template(NAME)
+            .map_err(|error| failed(&error))?;
+        template
+            .render_captured_to(context, &mut output)
+            .map_err(|error| failed(&error))?;
+        String::from_utf8(output.text).map_err(|_| Error::Template {
+            what: "its output is not UTF-8".into(),
+        })
     }
 }
 
 fn environment(source: &str) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
@@ -91,7 +123,11 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 }
 
 /// JSON as Python writes it: Jinja's own filter also escapes what HTML minds.
-fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, minijinja::Error> {
+fn tojson(
+    value: &Value,
+    indent: Option<Value>,
+    options: Kwargs,
+) -> Result<Value, minijinja::Error> {
     // Accepted as transformers accepts it; the text is never escaped to ASCII.
     let _ = options.get::<Option<bool>>("ensure_ascii")?;
     let escaped = minijinja::filters::tojson(value, indent, options)?;
@@ -101,8 +137,16 @@ fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value
     while let Some(at) = rest.find('\\') {
         json.push_str(&rest[..at]);
         rest = &rest[at..];
-        let plain = [("\\u003c", '<'), ("\\u003e", '>'), ("\\u0026", '&'), ("\\u0027", '\'')];
-        if let Some((escape, plain)) = plain.into_iter().find(|(escape, _)| rest.starts_with(escape)) {
+        let plain = [
+            ("\\u003c", '<'),
+            ("\\u003e", '>'),
+            ("\\u0026", '&'),
+            ("\\u0027", '\''),
+        ];
+        if let Some((escape, plain)) = plain
+            .into_iter()
+            .find(|(escape, _)| rest.starts_with(escape))
+        {
             json.push(plain);
             rest = &rest[escape.len()..];
         } else {
@@ -118,19 +162,42 @@ fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value
 
 /// The current time in UTC, by the codes of C's strftime that templates use.
 fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs());
     strftime(format, seconds)
 }
 
 /// `seconds` since 1970 in UTC. The calendar is Howard Hinnant's `civil_from_days`.
 fn strftime(format: &str, seconds: u64) -> Result<String, minijinja::Error> {
-    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-    const MONTHS: [&str; 12] =
-        ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
+    const DAYS: [&str; 7] = [
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
+        "Monday",
+        "Tuesday",
+        "Wednesday",
+    ];
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
@@ -165,7 +232,10 @@ fn strftime(format: &str, seconds: u64) -> Result<String, minijinja::Error> {
             Some('Z') => "UTC".to_owned(),
             Some('%') => "%".to_owned(),
             other => {
-                let what = format!("strftime_now does not know the code %{}", other.map_or(String::new(), String::from));
+                let what = format!(
+                    "strftime_now does not know the code %{}",
+                    other.map_or(String::new(), String::from)
+                );
                 return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
             }
         };
@@ -179,7 +249,9 @@ fn without_generation_marks(source: &str) -> String {
     let mut plain = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
-        let Some(length) = rest[at..].find("%}") else { break };
+        let Some(length) = rest[at..].find("%}") else {
+            break;
+        };
         let (before, tag) = (&rest[..at], &rest[at..at + length]);
         plain.push_str(before);
         match tag[2..].trim_matches(['-', '+', ' ', '\t', '\r', '\n']) {
@@ -202,7 +274,10 @@ struct Bounded {
 impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.text.len() + bytes.len() > self.limit {
-            return Err(io::Error::other(format!("its output is longer than {} bytes", self.limit)));
+            return Err(io::Error::other(format!(
+                "its output is longer than {} bytes",
+                self.limit
+            )));
         }
         self.text.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -214,7 +289,9 @@ impl Write for Bounded {
 }
 
 fn failed(error: &minijinja::Error) -> Error {
-    Error::Template { what: describe(error) }
+    Error::Template {
+        what: describe(error),
+    }
 }
 
 /// The error with its causes.
@@ -239,28 +316,56 @@ pub(super) struct Veil<'a> {
 impl<'a> Veil<'a> {
     /// `specials`: spellings of special tokens, the longest first.
     pub(super) fn new(messages: &[Message], specials: &[&'a str]) -> Result<Self, Error> {
-        let texts = || messages.iter().flat_map(|message| [message.role.as_str(), message.content.as_str()]);
-        let occurring = specials.iter().copied().filter(|special| texts().any(|text| text.contains(special)));
+        let texts = || {
+            messages
+                .iter()
+                .flat_map(|message| [message.role.as_str(), message.content.as_str()])
+        };
+        let occurring = specials
+            .iter()
+            .copied()
+            .filter(|special| texts().any(|text| text.contains(special)));
         let occurring: Vec<&str> = occurring.collect();
         if occurring.is_empty() {
             return Ok(Self { pairs: Vec::new() });
         }
         // Private-use characters of the planes 15 and 16.
-        let used: std::collections::HashSet<char> = texts().flat_map(str::chars).filter(|&c| c >= '\u{f0000}').collect();
+        let used: std::collections::HashSet<char> = texts()
+            .flat_map(str::chars)
+            .filter(|&c| c >= '\u{f0000}')
+            .collect();
         let free = ('\u{f0000}'..='\u{10fffd}').filter(|c| !used.contains(c));
         let pairs: Vec<(char, &str)> = free.zip(occurring.iter().copied()).collect();
         if pairs.len() < occurring.len() {
-            return Err(Error::Template { what: "messages of all private-use characters and special tokens".into() });
+            return Err(Error::Template {
+                what: "messages of all private-use characters and special tokens".into(),
+            });
         }
         Ok(Self { pairs })
     }
 
     pub(super) fn messages(&self, messages: &[Message]) -> Vec<Message> {
-        let veiled = |text: &str| self.pairs.iter().fold(text.to_owned(), |text, &(mark, spelling)| text.replace(spelling, mark.encode_utf8(&mut [0; 4])));
-        messages.iter().map(|message| Message { role: veiled(&message.role), content: veiled(&message.content) }).collect()
+        let veiled = |text: &str| {
+            self.pairs
+                .iter()
+                .fold(text.to_owned(), |text, &(mark, spelling)| {
+                    text.replace(spelling, mark.encode_utf8(&mut [0; 4]))
+                })
+        };
+        messages
+            .iter()
+            .map(|message| Message {
+                role: veiled(&message.role),
+                content: veiled(&message.content),
+            })
+            .collect()
     }
 
     pub(super) fn lift(&self, text: &str) -> String {
-        self.pairs.iter().fold(text.to_owned(), |text, &(mark, spelling)| text.replace(mark, spelling))
+        self.pairs
+            .iter()
+            .fold(text.to_owned(), |text, &(mark, spelling)| {
+                text.replace(mark, spelling)
+            })
     }
 }

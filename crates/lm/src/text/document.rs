@@ -47,7 +47,13 @@ struct Scan {
 impl DocumentTokenizer {
     /// `at_start`: whether the text begins here, as far as the tokenizer's prefix is concerned.
     pub(super) fn new(inner: Arc<Inner>, at_start: bool) -> Self {
-        Self { inner, held: String::new(), at_start, committed_bytes: 0, scan: Scan::default() }
+        Self {
+            inner,
+            held: String::new(),
+            at_start,
+            committed_bytes: 0,
+            scan: Scan::default(),
+        }
     }
 
     /// Takes text and returns the tokens that no later text can change.
@@ -89,7 +95,8 @@ impl DocumentTokenizer {
     /// If the tokenizer has no token for the text.
     pub fn finish(mut self, suffix: &str) -> Result<Vec<TokenId>, Error> {
         let mut tokens = self.push(suffix)?;
-        self.inner.encode_segment(&self.held, self.pipeline(self.at_start), &mut tokens)?;
+        self.inner
+            .encode_segment(&self.held, self.pipeline(self.at_start), &mut tokens)?;
         Ok(tokens)
     }
 
@@ -104,11 +111,14 @@ impl DocumentTokenizer {
         let (mut scan, mut start, mut tokens) = (self.scan, 0, Vec::new());
         let mut encode = |start: usize, end: usize| {
             let at_start = self.at_start && start == 0;
-            self.inner.encode_segment(&self.held[start..end], self.pipeline(at_start), &mut tokens)
+            self.inner
+                .encode_segment(&self.held[start..end], self.pipeline(at_start), &mut tokens)
         };
         for c in self.held[scan.seen..].chars() {
             let at = scan.seen;
-            let safe = scan.before.is_some_and(|before| self.inner.boundaries.between(before, c));
+            let safe = scan
+                .before
+                .is_some_and(|before| self.inner.boundaries.between(before, c));
             let forced = !safe && at + c.len_utf8() - scan.cut > MAX_HELD_BYTES;
             if safe || forced {
                 scan.cut = at;
@@ -132,10 +142,18 @@ impl DocumentTokenizer {
         self.held.drain(..scan.cut);
         self.at_start &= scan.cut == 0;
         self.committed_bytes += scan.cut;
-        self.scan = Scan { seen: scan.seen - scan.cut, cut: 0, before: scan.before };
+        self.scan = Scan {
+            seen: scan.seen - scan.cut,
+            cut: 0,
+            before: scan.before,
+        };
     }
 
     fn pipeline(&self, at_start: bool) -> &Pipeline {
-        if at_start { &self.inner.first } else { &self.inner.inside }
+        if at_start {
+            &self.inner.first
+        } else {
+            &self.inner.inside
+        }
     }
 }

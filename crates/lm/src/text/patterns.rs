@@ -6,7 +6,8 @@
 
 use serde_json::{Value, json};
 
-pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 pub(super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 pub(super) const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -21,7 +22,12 @@ const DEFAULT_STAGES: [&str; 4] = [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0
 pub(super) const SPLITTING: [&str; 5] = [GPT2, LLAMA3, QWEN2, TEKKEN, O200K];
 
 /// Expressions that only split runs of one kind of character off, and so never join what others split.
-pub(super) const ISOLATING: [&str; 4] = [r"[\p{P}\$\+<=>\^~\|]+", r"\p{N}+", r"\p{N}", "[0-9][0-9][0-9]"];
+pub(super) const ISOLATING: [&str; 4] = [
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"\p{N}+",
+    r"\p{N}",
+    "[0-9][0-9][0-9]",
+];
 
 /// A split that a GGUF file names.
 pub(super) struct Named {
@@ -37,14 +43,32 @@ pub(super) struct Named {
 
 /// The split behind a name of `tokenizer.ggml.pre`, if it is one that we know.
 pub(super) fn named(pre: &str) -> Option<Named> {
-    let plain = |stages: &[&str]| Named { pre_tokenizer: sequence(stages), normalizer: Value::Null, ignore_merges: false, adds_bos: false };
+    let plain = |stages: &[&str]| Named {
+        pre_tokenizer: sequence(stages),
+        normalizer: Value::Null,
+        ignore_merges: false,
+        adds_bos: false,
+    };
     Some(match pre {
         "default" => plain(&DEFAULT_STAGES),
         "gpt-2" | "phi-2" | "olmo" | "jais" | "mpt" => plain(&[GPT2]),
-        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => plain(&[r"\p{N}", GPT2]),
-        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" => Named { ignore_merges: true, adds_bos: true, ..plain(&[LLAMA3]) },
-        "qwen2" | "deepseek-r1-qwen" => Named { normalizer: json!({"type": "NFC"}), ..plain(&[QWEN2]) },
-        "tekken" => Named { ignore_merges: true, adds_bos: true, ..plain(&[TEKKEN]) },
+        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
+            plain(&[r"\p{N}", GPT2])
+        }
+        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" => Named {
+            ignore_merges: true,
+            adds_bos: true,
+            ..plain(&[LLAMA3])
+        },
+        "qwen2" | "deepseek-r1-qwen" => Named {
+            normalizer: json!({"type": "NFC"}),
+            ..plain(&[QWEN2])
+        },
+        "tekken" => Named {
+            ignore_merges: true,
+            adds_bos: true,
+            ..plain(&[TEKKEN])
+        },
         "gpt-4o" | "llama4" => plain(&[O200K]),
         _ => return None,
     })

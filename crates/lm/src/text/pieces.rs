@@ -42,7 +42,9 @@ impl Pieces {
         let largest = vocab.values().copied().chain(added.keys().copied()).max();
         let size = largest.map_or(0, |largest| largest as usize + 1);
         if size > MAX_VOCAB {
-            return Err(Error::Tokenizer { what: format!("a token id of {} (at most {MAX_VOCAB} tokens)", size - 1) });
+            return Err(Error::Tokenizer {
+                what: format!("a token id of {} (at most {MAX_VOCAB} tokens)", size - 1),
+            });
         }
         let letters = byte_letters();
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(size));
@@ -60,7 +62,11 @@ impl Pieces {
             }
             ends.push(bytes.len());
         }
-        Ok(Self { bytes, ends, strips_first_space })
+        Ok(Self {
+            bytes,
+            ends,
+            strips_first_space,
+        })
     }
 
     /// Ids are below this.
@@ -70,7 +76,10 @@ impl Pieces {
 
     fn bytes(&self, token: TokenId) -> Result<&[u8], Error> {
         let id = token.0 as usize;
-        let unknown = Error::UnknownToken { token, vocab: self.vocab_size() };
+        let unknown = Error::UnknownToken {
+            token,
+            vocab: self.vocab_size(),
+        };
         let end = *self.ends.get(id).ok_or(unknown)?;
         let start = if id == 0 { 0 } else { self.ends[id - 1] };
         Ok(&self.bytes[start..end])
@@ -93,21 +102,33 @@ fn spelling(decoder: &Value) -> Result<(Spelling, bool), Error> {
             }
             "ByteFallback" => byte_tokens = true,
             "Fuse" => {}
-            "Strip" if stage["content"] == " " && stage["stop"] == 0 => strips |= stage["start"] != 0,
-            other => return Err(Error::Unsupported { what: format!("the decoder {other} of a tokenizer") }),
+            "Strip" if stage["content"] == " " && stage["stop"] == 0 => {
+                strips |= stage["start"] != 0
+            }
+            other => {
+                return Err(Error::Unsupported {
+                    what: format!("the decoder {other} of a tokenizer"),
+                });
+            }
         }
     }
     match spelling {
         Some(Spelling::ByteLevel) => Ok((Spelling::ByteLevel, false)),
         Some(Spelling::Marked { .. }) => Ok((Spelling::Marked { byte_tokens }, strips)),
-        None => Err(Error::Unsupported { what: "a tokenizer without a decoder".into() }),
+        None => Err(Error::Unsupported {
+            what: "a tokenizer without a decoder".into(),
+        }),
     }
 }
 
 /// The byte that a token such as `<0x0A>` stands for.
 fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+    if digits.len() == 2 {
+        u8::from_str_radix(digits, 16).ok()
+    } else {
+        None
+    }
 }
 
 /// Byte + 1 by letter (0: none), for the letters below U+0144 that GPT-2 spells bytes with: a byte that prints is
@@ -126,7 +147,12 @@ fn byte_letters() -> [u16; 0x144] {
 
 /// The bytes that a token spells; one with a character that spells none stands for itself.
 fn push_letters(token: &str, letters: &[u16; 0x144], bytes: &mut Vec<u8>) {
-    let byte = |c: char| letters.get(c as usize).and_then(|&letter| letter.checked_sub(1)).and_then(|byte| u8::try_from(byte).ok());
+    let byte = |c: char| {
+        letters
+            .get(c as usize)
+            .and_then(|&letter| letter.checked_sub(1))
+            .and_then(|byte| u8::try_from(byte).ok())
+    };
     match token.chars().map(byte).collect::<Option<Vec<u8>>>() {
         Some(spelled) => bytes.extend(spelled),
         None => bytes.extend_from_slice(token.as_bytes()),
@@ -146,7 +172,11 @@ pub struct TextDecoder {
 impl TextDecoder {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
         let strips_space = inner.pieces.strips_first_space;
-        Self { inner, held: Vec::new(), strips_space }
+        Self {
+            inner,
+            held: Vec::new(),
+            strips_space,
+        }
     }
 
     /// Takes a token and returns the text that is whole with it, which may be empty.

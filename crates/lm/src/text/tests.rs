@@ -13,7 +13,8 @@ use tokenizers::{ModelWrapper, models::bpe::BPE};
 use super::*;
 
 /// The default model's tokenizer, read once.
-pub(super) static SMOLLM2: LazyLock<Text> = LazyLock::new(|| Text::load(&testkit::smollm2_gguf()).unwrap());
+pub(super) static SMOLLM2: LazyLock<Text> =
+    LazyLock::new(|| Text::load(&testkit::smollm2_gguf()).unwrap());
 
 pub(super) fn ids(tokens: &[TokenId]) -> Vec<u32> {
     tokens.iter().map(|token| token.0).collect()
@@ -25,15 +26,27 @@ pub(super) fn tokens(ids: &[u32]) -> Vec<TokenId> {
 
 /// A byte-level tokenizer with the default model's vocabulary and other stages.
 pub(super) fn with_stages(normalizer: Value, pre_tokenizer: Value) -> Text {
-    let source = source::from_gguf(&testkit::smollm2_gguf()).unwrap();
-    Text::new(Source { normalizer, pre_tokenizer, ..source }).unwrap()
+    let decoder = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    Text::new(Source {
+        tokenizer: SMOLLM2.inner.tokenizer.clone(),
+        normalizer,
+        pre_tokenizer,
+        decoder,
+        bos: None,
+        eos: None,
+        adds_bos: false,
+        template: None,
+    })
+    .unwrap()
 }
 
 /// The library's own tokenizer of the same parts, without added tokens.
 pub(super) fn library(text: &Text) -> Tokenizer {
     let inner = &text.inner;
     let mut tokenizer = Tokenizer::new(inner.tokenizer.get_model().clone());
-    tokenizer.with_normalizer(inner.first.normalizer.clone()).unwrap();
+    tokenizer
+        .with_normalizer(inner.first.normalizer.clone())
+        .unwrap();
     tokenizer.with_pre_tokenizer(inner.first.pre_tokenizer.clone());
     tokenizer
 }
@@ -91,17 +104,35 @@ pub(super) fn gguf(path: &Path, keys: &[(&str, Meta<'_>)]) {
 
 /// A tokenizer of the kind `llama`: unknown, BOS, EOS, the bytes, and the default model's first words with ▁ for a space.
 pub(super) fn sentence_pieces(prefix: bool) -> Text {
-    let ModelWrapper::BPE(bpe) = SMOLLM2.inner.tokenizer.get_model() else { panic!("a BPE") };
-    let mut words: Vec<(u32, String)> = bpe.get_vocab().into_iter().map(|(word, id)| (id, word.replace('Ġ', "▁"))).collect();
-    words.retain(|(id, word)| *id < 6_000 && word.chars().all(|c| c.is_ascii_graphic() || c == '▁') && !word.starts_with("<|"));
+    let ModelWrapper::BPE(bpe) = SMOLLM2.inner.tokenizer.get_model() else {
+        panic!("a BPE")
+    };
+    let mut words: Vec<(u32, String)> = bpe
+        .get_vocab()
+        .into_iter()
+        .map(|(word, id)| (id, word.replace('Ġ', "▁")))
+        .collect();
+    words.retain(|(id, word)| {
+        *id < 6_000
+            && word.chars().all(|c| c.is_ascii_graphic() || c == '▁')
+            && !word.starts_with("<|")
+    });
     words.sort_unstable();
-    let (mut tokens, mut types): (Vec<String>, Vec<i32>) = (["<unk>", "<s>", "</s>"].map(String::from).to_vec(), vec![2, 3, 3]);
+    let (mut tokens, mut types): (Vec<String>, Vec<i32>) = (
+        ["<unk>", "<s>", "</s>"].map(String::from).to_vec(),
+        vec![2, 3, 3],
+    );
     tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
     types.resize(tokens.len(), 6);
     // Pieces that would make a control token, if merges could.
     tokens.extend(["<s", "</", "s>", "</s"].map(String::from));
     let known: std::collections::HashSet<String> = tokens.iter().cloned().collect();
-    tokens.extend(words.into_iter().map(|(_, word)| word).filter(|word| !known.contains(word)));
+    tokens.extend(
+        words
+            .into_iter()
+            .map(|(_, word)| word)
+            .filter(|word| !known.contains(word)),
+    );
     types.resize(tokens.len(), 1);
     let scores = (0..tokens.len()).map(|rank| -(rank as f32)).collect();
     let dir = tempfile::tempdir().unwrap();
@@ -136,21 +167,37 @@ fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
 
 #[test]
 fn golden_prompts_and_greedy_texts_of_smollm2_are_met() {
-    let cases: Value = serde_json::from_slice(&fs::read(testkit::golden_dir().join("smollm2-135m/prompts.json")).unwrap()).unwrap();
-    let list = |value: &Value| -> Vec<u32> { value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect() };
+    let cases: Value = serde_json::from_slice(
+        &fs::read(testkit::golden_dir().join("smollm2-135m/prompts.json")).unwrap(),
+    )
+    .unwrap();
+    let list = |value: &Value| -> Vec<u32> {
+        value
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_u64().unwrap() as u32)
+            .collect()
+    };
     let cases = cases.as_array().unwrap();
     assert!(!cases.is_empty());
     for case in cases {
         let mut got = vec![SMOLLM2.bos().unwrap()];
         got.extend(SMOLLM2.encode(case["prompt"].as_str().unwrap()).unwrap());
         assert_eq!(ids(&got), list(&case["ids_with_bos"]), "{}", case["prompt"]);
-        assert_eq!(SMOLLM2.decode(&tokens(&list(&case["greedy"]))).unwrap(), case["greedy_text"].as_str().unwrap());
+        assert_eq!(
+            SMOLLM2.decode(&tokens(&list(&case["greedy"]))).unwrap(),
+            case["greedy_text"].as_str().unwrap()
+        );
     }
 }
 
 #[test]
 fn smollm2_names_its_special_tokens_and_asks_for_no_bos() {
-    assert_eq!((SMOLLM2.bos(), SMOLLM2.eos(), SMOLLM2.adds_bos()), (Some(TokenId(1)), Some(TokenId(2)), false));
+    assert_eq!(
+        (SMOLLM2.bos(), SMOLLM2.eos(), SMOLLM2.adds_bos()),
+        (Some(TokenId(1)), Some(TokenId(2)), false)
+    );
     assert_eq!(SMOLLM2.vocab_size(), 49_152);
     fn shared<T: Send + Sync + Clone>(_: &T) {}
     shared(&*SMOLLM2);
@@ -163,7 +210,10 @@ fn special_tokens_are_recognised_by_encode_and_are_text_to_encode_plain() {
     let plain = SMOLLM2.encode_plain(spelled).unwrap();
     assert!(plain.iter().all(|token| token.0 > 16), "{plain:?}");
     assert_eq!(SMOLLM2.decode(&plain).unwrap(), spelled);
-    assert_eq!(SMOLLM2.decode(&SMOLLM2.encode(spelled).unwrap()).unwrap(), spelled);
+    assert_eq!(
+        SMOLLM2.decode(&SMOLLM2.encode(spelled).unwrap()).unwrap(),
+        spelled
+    );
     let pieces = sentence_pieces(true);
     assert_eq!(ids(&pieces.encode("<s>").unwrap()), [1]);
     let plain = pieces.encode_plain("x</s><s>").unwrap();
@@ -176,11 +226,22 @@ fn sentence_pieces_put_a_space_in_front_of_a_text_and_take_it_away_again() {
     let with = sentence_pieces(true);
     assert!(with.adds_bos());
     for text in ["the house", " the", "", "é中\n\t🦀  x "] {
-        assert_eq!(with.decode(&with.encode_plain(text).unwrap()).unwrap(), text);
+        assert_eq!(
+            with.decode(&with.encode_plain(text).unwrap()).unwrap(),
+            text
+        );
     }
     let without = sentence_pieces(false);
-    assert_eq!(without.encode_plain(" the").unwrap(), with.encode_plain("the").unwrap());
-    assert_eq!(without.decode(&without.encode_plain(" the").unwrap()).unwrap(), " the");
+    assert_eq!(
+        without.encode_plain(" the").unwrap(),
+        with.encode_plain("the").unwrap()
+    );
+    assert_eq!(
+        without
+            .decode(&without.encode_plain(" the").unwrap())
+            .unwrap(),
+        " the"
+    );
 }
 
 #[test]
@@ -188,7 +249,11 @@ fn a_tokenizer_that_is_rebuilt_from_a_folder_has_its_parts() {
     let (_guard, dir) = tiny();
     let text = Text::load(&dir).unwrap();
     assert_eq!(text.vocab_size(), testkit::TINY_TOKENIZER_VOCAB);
-    assert_eq!(text.decode(&text.encode_plain("and the\u{e9}🦀").unwrap()).unwrap(), "and the\u{e9}🦀");
+    assert_eq!(
+        text.decode(&text.encode_plain("and the\u{e9}🦀").unwrap())
+            .unwrap(),
+        "and the\u{e9}🦀"
+    );
     assert!(!text.adds_bos());
     edit(&dir.join("tokenizer_config.json"), |config| {
         config.as_object_mut().unwrap().remove("add_bos_token");
@@ -209,19 +274,33 @@ fn a_tokenizer_that_is_rebuilt_from_a_folder_has_its_parts() {
 #[test]
 fn a_chat_template_of_its_own_file_comes_before_the_config_and_default_among_several() {
     let (_guard, dir) = tiny();
-    let hello = [Message { role: "user".into(), content: "hi".into() }];
+    let hello = [Message {
+        role: "user".into(),
+        content: "hi".into(),
+    }];
     let rendered = |dir: &Path| {
         let text = Text::load(dir).unwrap();
         text.decode(&text.encode_chat(&hello).unwrap()).unwrap()
     };
-    assert_eq!(rendered(&dir), "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+    assert_eq!(
+        rendered(&dir),
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    );
     edit(&dir.join("tokenizer_config.json"), |config| {
         config["chat_template"] = json!([{"name": "tool_use", "template": "no"}, {"name": "default", "template": "config"}]);
     });
     assert_eq!(rendered(&dir), "config");
-    fs::write(dir.join("chat_template.json"), r#"{"chat_template": "json"}"#).unwrap();
+    fs::write(
+        dir.join("chat_template.json"),
+        r#"{"chat_template": "json"}"#,
+    )
+    .unwrap();
     assert_eq!(rendered(&dir), "json");
-    fs::write(dir.join("chat_template.jinja"), "jinja {{ messages[0].content }}").unwrap();
+    fs::write(
+        dir.join("chat_template.jinja"),
+        "jinja {{ messages[0].content }}",
+    )
+    .unwrap();
     assert_eq!(rendered(&dir), "jinja hi");
 }
 
@@ -241,9 +320,19 @@ fn a_gguf_tokenizer_that_lies_is_an_error_that_says_so() {
     };
     let load = |keys: &[(&str, Meta<'_>)]| {
         gguf(&path, keys);
-        Text::load(&path).map(|text| ids(&text.encode_plain("ab").unwrap())).map_err(|error| error.to_string())
+        Text::load(&path)
+            .map(|text| ids(&text.encode_plain("ab").unwrap()))
+            .map_err(|error| error.to_string())
     };
-    for pre in ["default", "gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o"] {
+    for pre in [
+        "default",
+        "gpt-2",
+        "smollm",
+        "llama-bpe",
+        "qwen2",
+        "tekken",
+        "gpt-4o",
+    ] {
         assert_eq!(load(&base(pre)), Ok(vec![2]), "{pre}");
     }
     let fails = |change: &dyn Fn(&mut Vec<(&'static str, Meta<'_>)>), says: &str| {
@@ -252,16 +341,31 @@ fn a_gguf_tokenizer_that_lies_is_an_error_that_says_so() {
         let error = load(&keys).unwrap_err();
         assert!(error.contains(says), "{error:?} says {says:?}");
     };
-    fails(&|keys| keys[1].1 = Meta::Text("no-such-split"), "no-such-split");
+    fails(
+        &|keys| keys[1].1 = Meta::Text("no-such-split"),
+        "no-such-split",
+    );
     fails(&|keys| keys[0].1 = Meta::Text("bert"), "bert");
     fails(&|keys| keys[0].1 = Meta::Text("llama"), "scores");
-    fails(&|keys| keys[3].1 = Meta::Numbers(vec![1]), "4 tokens with 1 types");
+    fails(
+        &|keys| keys[3].1 = Meta::Numbers(vec![1]),
+        "4 tokens with 1 types",
+    );
     fails(&|keys| keys[4].1 = Meta::Texts(vec!["ab".into()]), "ab");
     fails(&|keys| keys[4].1 = Meta::Texts(vec!["a x".into()]), "x");
-    fails(&|keys| keys[2].1 = Meta::Texts(vec!["a".into(), "a".into(), "ab".into(), "b".into()]), "twice");
+    fails(
+        &|keys| keys[2].1 = Meta::Texts(vec!["a".into(), "a".into(), "ab".into(), "b".into()]),
+        "twice",
+    );
     fails(&|keys| drop(keys.remove(2)), "tokenizer.ggml.tokens");
-    fails(&|keys| keys.push(("tokenizer.ggml.bos_token_id", Meta::Number(4))), "bos_token_id is 4");
-    fails(&|keys| keys.push(("tokenizer.ggml.add_bos_token", Meta::Number(1))), "add_bos_token");
+    fails(
+        &|keys| keys.push(("tokenizer.ggml.bos_token_id", Meta::Number(4))),
+        "bos_token_id is 4",
+    );
+    fails(
+        &|keys| keys.push(("tokenizer.ggml.add_bos_token", Meta::Number(1))),
+        "add_bos_token",
+    );
 }
 
 #[test]
@@ -272,17 +376,49 @@ fn a_folder_that_lies_is_an_error_that_says_so() {
         let error = Text::load(&dir).err().unwrap().to_string();
         assert!(error.contains(says), "{error:?} says {says:?}");
     };
-    fails("tokenizer.json", &|json| json["decoder"] = Value::Null, "decoder");
-    fails("tokenizer.json", &|json| json["decoder"] = json!({"type": "CTC", "pad_token": "a", "word_delimiter_token": "b", "cleanup": true}), "CTC");
-    fails("tokenizer.json", &|json| json["model"]["merges"] = json!(["no such"]), "tokenizer.json");
-    fails("tokenizer.json", &|json| json["model"]["dropout"] = json!(0.1), "dropout");
-    fails("tokenizer.json", &|json| json["model"]["vocab"]["zzz"] = json!(4_000_000_000_u32), "4000000000");
-    fails("tokenizer_config.json", &|json| json["bos_token"] = json!("nobody"), "nobody");
+    fails(
+        "tokenizer.json",
+        &|json| json["decoder"] = Value::Null,
+        "decoder",
+    );
+    fails(
+        "tokenizer.json",
+        &|json| {
+            json["decoder"] = json!({"type": "CTC", "pad_token": "a", "word_delimiter_token": "b", "cleanup": true})
+        },
+        "CTC",
+    );
+    fails(
+        "tokenizer.json",
+        &|json| json["model"]["merges"] = json!(["no such"]),
+        "tokenizer.json",
+    );
+    fails(
+        "tokenizer.json",
+        &|json| json["model"]["dropout"] = json!(0.1),
+        "dropout",
+    );
+    fails(
+        "tokenizer.json",
+        &|json| json["model"]["vocab"]["zzz"] = json!(4_000_000_000_u32),
+        "4000000000",
+    );
+    fails(
+        "tokenizer_config.json",
+        &|json| json["bos_token"] = json!("nobody"),
+        "nobody",
+    );
     let (_guard, dir) = tiny();
     fs::remove_file(dir.join("tokenizer.json")).unwrap();
-    assert!(matches!(Text::load(&dir), Err(Error::File(FileError::Io { .. }))));
+    assert!(matches!(
+        Text::load(&dir),
+        Err(Error::File(FileError::Io { .. }))
+    ));
     fs::write(dir.join("tokenizer.json"), "{\"version\"").unwrap();
-    assert!(matches!(Text::load(&dir), Err(Error::File(FileError::Header { .. }))));
+    assert!(matches!(
+        Text::load(&dir),
+        Err(Error::File(FileError::Header { .. }))
+    ));
     assert!(Text::load(&dir.join("nothing")).is_err());
     assert!(Text::load(&dir.join("tokenizer.json")).is_err());
 }
@@ -290,17 +426,30 @@ fn a_folder_that_lies_is_an_error_that_says_so() {
 #[test]
 fn a_token_outside_the_vocabulary_is_an_error() {
     let outside = TokenId(49_152);
-    assert!(matches!(SMOLLM2.decode(&[outside]), Err(Error::UnknownToken { token, vocab: 49_152 }) if token == outside));
+    assert!(
+        matches!(SMOLLM2.decode(&[outside]), Err(Error::UnknownToken { token, vocab: 49_152 }) if token == outside)
+    );
     assert!(SMOLLM2.decoder().push(TokenId(u32::MAX)).is_err());
 }
 
-
 #[test]
 fn a_text_whose_bytes_have_no_token_keeps_what_has_one() {
-    let model = BPE::builder().vocab_and_merges([("a".to_owned(), 0)], vec![]).build().unwrap();
+    let model = BPE::builder()
+        .vocab_and_merges([("a".to_owned(), 0)], vec![])
+        .build()
+        .unwrap();
     let decoder = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let parts = (Value::Null, patterns::split(patterns::GPT2));
-    let source = Source { tokenizer: Tokenizer::new(model), normalizer: parts.0, pre_tokenizer: parts.1, decoder, bos: None, eos: None, adds_bos: true, template: None };
+    let source = Source {
+        tokenizer: Tokenizer::new(model),
+        normalizer: parts.0,
+        pre_tokenizer: parts.1,
+        decoder,
+        bos: None,
+        eos: None,
+        adds_bos: true,
+        template: None,
+    };
     let text = Text::new(source).unwrap();
     assert_eq!(ids(&text.encode("aba").unwrap()), [0, 0]);
     assert!(!text.adds_bos(), "there is no BOS to add");

@@ -19,7 +19,8 @@ fn split_with(pre: &str) -> Text {
 
 fn metaspace(scheme: &str, split: bool) -> Text {
     let source = sentence_pieces(true);
-    let stage = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
+    let stage =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
     let inner = Arc::try_unwrap(source.inner).ok().unwrap();
     Text::new(crate::text::Source {
         tokenizer: inner.tokenizer,
@@ -44,14 +45,30 @@ static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| {
         ("tekken", split_with("tekken")),
         ("gpt-4o", split_with("gpt-4o")),
         ("llama.cpp's default", split_with("default")),
-        ("a byte level with a space in front", with_stages(Value::Null, json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}))),
+        (
+            "a byte level with a space in front",
+            with_stages(
+                Value::Null,
+                json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+            ),
+        ),
         ("sentence pieces", sentence_pieces(true)),
         ("sentence pieces without a prefix", sentence_pieces(false)),
         ("metaspace, first", metaspace("first", false)),
         ("metaspace, always, split", metaspace("always", true)),
-        ("unknown stages", with_stages(json!({"type": "NFKC"}), patterns::split(r"\S+|\s+"))),
+        (
+            "unknown stages",
+            with_stages(json!({"type": "NFKC"}), patterns::split(r"\S+|\s+")),
+        ),
     ];
-    kinds.into_iter().map(|(name, text)| Kind { name, library: library(&text), text }).collect()
+    kinds
+        .into_iter()
+        .map(|(name, text)| Kind {
+            name,
+            library: library(&text),
+            text,
+        })
+        .collect()
 });
 
 struct Kind {
@@ -131,12 +148,23 @@ proptest! {
 
 #[test]
 fn every_known_kind_of_tokenizer_streams_word_by_word() {
-    for Kind { name: kind, text, .. } in KINDS.iter() {
+    for Kind {
+        name: kind, text, ..
+    } in KINDS.iter()
+    {
         let mut document = text.document();
         let tokens = document.push("It's the first and only sentence").unwrap();
-        let expected = if *kind == "unknown stages" { "" } else { "It's the first and only" };
+        let expected = if *kind == "unknown stages" {
+            ""
+        } else {
+            "It's the first and only"
+        };
         assert_eq!(document.committed_bytes(), expected.len(), "{kind}");
-        assert_eq!(text.decode(&tokens).unwrap().trim_start(), expected, "{kind}");
+        assert_eq!(
+            text.decode(&tokens).unwrap().trim_start(),
+            expected,
+            "{kind}"
+        );
     }
     let mut document = SMOLLM2.document();
     document.push("one\ntwo").unwrap();
@@ -150,8 +178,15 @@ fn a_text_without_a_safe_cut_is_cut_at_the_bound_whatever_the_chunks() {
     let whole = "☃".repeat(MAX_HELD_BYTES);
     let expected = SMOLLM2.encode_plain(&whole).unwrap();
     for size in [3, 300, 3 * 65_537] {
-        let chunks: Vec<&str> = (0..whole.len()).step_by(size).map(|at| &whole[at..whole.len().min(at + size)]).collect();
-        assert_eq!(streamed(&SMOLLM2, &chunks, ""), expected, "chunks of {size}");
+        let chunks: Vec<&str> = (0..whole.len())
+            .step_by(size)
+            .map(|at| &whole[at..whole.len().min(at + size)])
+            .collect();
+        assert_eq!(
+            streamed(&SMOLLM2, &chunks, ""),
+            expected,
+            "chunks of {size}"
+        );
     }
     let mut document = SMOLLM2.document();
     document.push(&whole).unwrap();
@@ -163,8 +198,10 @@ fn a_text_without_a_safe_cut_is_cut_at_the_bound_whatever_the_chunks() {
 #[test]
 fn text_that_a_tokenizer_has_no_token_for_is_refused_and_nothing_is_taken() {
     // A BPE whose token for the unknown is not in its vocabulary.
-    let model = tokenizers::models::bpe::BPE::builder().vocab_and_merges([("a".to_owned(), 0), ("▁".to_owned(), 1)], vec![]);
-    let stage = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": true});
+    let model = tokenizers::models::bpe::BPE::builder()
+        .vocab_and_merges([("a".to_owned(), 0), ("▁".to_owned(), 1)], vec![]);
+    let stage =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": true});
     let text = Text::new(crate::text::Source {
         tokenizer: tokenizers::Tokenizer::new(model.unk_token("<unk>".into()).build().unwrap()),
         normalizer: Value::Null,
@@ -178,7 +215,10 @@ fn text_that_a_tokenizer_has_no_token_for_is_refused_and_nothing_is_taken() {
     .unwrap();
     let mut document = text.document();
     assert_eq!(ids(&document.push("aa a").unwrap()), [0, 0]);
-    assert!(matches!(document.push("a x a"), Err(crate::text::Error::Tokenizer { .. })));
+    assert!(matches!(
+        document.push("a x a"),
+        Err(crate::text::Error::Tokenizer { .. })
+    ));
     assert_eq!((document.committed_bytes(), document.held_bytes()), (2, 2));
     assert_eq!(ids(&document.finish("a a").unwrap()), [1, 0, 0, 1, 0]);
 }

@@ -35,7 +35,8 @@ proptest! {
 }
 
 fn sentence_pieces_once() -> &'static crate::text::Text {
-    static TEXT: std::sync::LazyLock<crate::text::Text> = std::sync::LazyLock::new(|| sentence_pieces(true));
+    static TEXT: std::sync::LazyLock<crate::text::Text> =
+        std::sync::LazyLock::new(|| sentence_pieces(true));
     &TEXT
 }
 
@@ -45,7 +46,10 @@ fn a_character_is_returned_once_it_is_whole_and_a_broken_one_once_it_cannot_be()
     let byte = |byte: u8| TokenId(3 + u32::from(byte));
     let mut decoder = pieces.decoder();
     let mut push = |b: u8| decoder.push(byte(b)).unwrap();
-    assert_eq!([push(0xf0), push(0x9f), push(0xa6), push(0x80)], ["", "", "", "🦀"]);
+    assert_eq!(
+        [push(0xf0), push(0x9f), push(0xa6), push(0x80)],
+        ["", "", "", "🦀"]
+    );
     assert_eq!([push(0xf0), push(0x9f), push(b'a')], ["", "", "\u{fffd}a"]);
     assert_eq!([push(0xff), push(0xc3)], ["\u{fffd}", ""]);
     assert_eq!(decoder.finish().unwrap(), "\u{fffd}");
@@ -55,11 +59,20 @@ fn a_character_is_returned_once_it_is_whole_and_a_broken_one_once_it_cannot_be()
 fn letters_spell_bytes_as_the_library_has_it() {
     use tokenizers::{PreTokenizedString, PreTokenizer, pre_tokenizers::byte_level::ByteLevel};
     let letters = byte_letters();
-    let all: String = (0..=0x10_ffff).step_by(97).filter_map(char::from_u32).chain((0..0x800).filter_map(char::from_u32)).collect();
+    let all: String = (0..=0x10_ffff)
+        .step_by(97)
+        .filter_map(char::from_u32)
+        .chain((0..0x800).filter_map(char::from_u32))
+        .collect();
     let mut words = PreTokenizedString::from(all.as_str());
-    ByteLevel::new(false, false, false).pre_tokenize(&mut words).unwrap();
+    ByteLevel::new(false, false, false)
+        .pre_tokenize(&mut words)
+        .unwrap();
     let mut bytes = Vec::new();
-    for (word, ..) in words.get_splits(tokenizers::OffsetReferential::Normalized, tokenizers::OffsetType::None) {
+    for (word, ..) in words.get_splits(
+        tokenizers::OffsetReferential::Normalized,
+        tokenizers::OffsetType::None,
+    ) {
         push_letters(word, &letters, &mut bytes);
     }
     assert_eq!(bytes, all.as_bytes());
