@@ -61,6 +61,9 @@ pub(super) enum Meta<'a> {
     Floats(Vec<f32>),
 }
 
+/// The keys of a GGUF header with their values.
+type Header = Vec<(&'static str, Meta<'static>)>;
+
 /// A GGUF file without tensors.
 pub(super) fn gguf(path: &Path, keys: &[(&str, Meta<'_>)]) {
     fn text(bytes: &mut Vec<u8>, text: &str) {
@@ -309,7 +312,7 @@ fn a_gguf_tokenizer_that_lies_is_an_error_that_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     let letters = || Meta::Texts(vec!["a".into(), "b".into(), "ab".into(), "<s>".into()]);
-    let base = |pre: &'static str| {
+    let base = |pre: &'static str| -> Header {
         vec![
             ("tokenizer.ggml.model", Meta::Text("gpt2")),
             ("tokenizer.ggml.pre", Meta::Text(pre)),
@@ -335,7 +338,7 @@ fn a_gguf_tokenizer_that_lies_is_an_error_that_says_so() {
     ] {
         assert_eq!(load(&base(pre)), Ok(vec![2]), "{pre}");
     }
-    let fails = |change: &dyn Fn(&mut Vec<(&'static str, Meta<'_>)>), says: &str| {
+    let fails = |change: &dyn Fn(&mut Header), says: &str| {
         let mut keys = base("gpt-2");
         change(&mut keys);
         let error = load(&keys).unwrap_err();
