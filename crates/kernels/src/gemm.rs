@@ -143,8 +143,9 @@ impl Job<'_> {
         let columns = LANES.min(n - column);
         let rows = m * part / self.parts..m * (part + 1) / self.parts;
         // SAFETY: row `rows.start` < m and `column` < n lie in out.
+        let at = unsafe { self.out.get().add(rows.start * n + column) };
         let out = Out {
-            at: unsafe { self.out.get().add(rows.start * n + column) },
+            at,
             row: n,
             columns,
         };
