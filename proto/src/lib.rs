@@ -9,7 +9,10 @@
     reason = "the generator of the code writes them so"
 )]
 pub mod v1 {
-    #![expect(clippy::allow_attributes_without_reason, reason = "generated: tonic gives none")]
+    #![expect(
+        clippy::allow_attributes_without_reason,
+        reason = "generated: tonic gives none"
+    )]
     tonic::include_proto!("imprint.v1");
 }
 
