@@ -140,3 +140,86 @@ fn a_key_that_can_be_guessed_is_refused() {
             .contains("tenant")
     );
 }
+
+#[test]
+fn the_documented_file_holds_every_default() {
+    let documented = read(
+        include_str!("../../../docs/imprint.toml"),
+        &[],
+        Flags::default(),
+    )
+    .unwrap();
+    let default = read("", &[], Flags::default()).unwrap();
+    assert_eq!(
+        format!("{:?}", documented.limits),
+        format!("{:?}", default.limits)
+    );
+    assert_eq!(
+        format!("{:?}", documented.ingest),
+        format!("{:?}", default.ingest)
+    );
+    assert_eq!(
+        format!("{:?}", documented.shutdown),
+        format!("{:?}", default.shutdown)
+    );
+    assert_eq!(
+        (
+            documented.listen,
+            documented.model,
+            documented.generator,
+            documented.home,
+            documented.data
+        ),
+        (
+            default.listen,
+            default.model,
+            default.generator,
+            default.home,
+            default.data
+        )
+    );
+    let engine = documented.engine;
+    let budgets = engine::Config::default();
+    assert_eq!(
+        (
+            engine.threads,
+            engine.step_tokens,
+            engine.kv_blocks,
+            engine.block_size,
+            engine.dequantize
+        ),
+        (
+            None,
+            Some(budgets.step_tokens),
+            Some(budgets.kv_blocks),
+            Some(budgets.block_size),
+            Some(budgets.dequantize)
+        )
+    );
+    assert_eq!(
+        (
+            engine.max_running,
+            engine.max_queued,
+            engine.max_sessions,
+            engine.max_documents
+        ),
+        (
+            Some(budgets.max_running),
+            Some(budgets.max_queued),
+            Some(budgets.max_sessions),
+            Some(budgets.max_documents)
+        )
+    );
+    assert_eq!(
+        (
+            engine.max_session_tokens,
+            engine.max_queued_tokens,
+            engine.state_budget_bytes
+        ),
+        (
+            Some(budgets.max_session_tokens),
+            Some(budgets.max_queued_tokens),
+            Some(budgets.state_budget_bytes)
+        )
+    );
+}
