@@ -16,6 +16,7 @@ def test_many_sessions_ingest_and_answer_side_by_side(endpoint: str) -> None:
             await stream.send("The mill at Elvdal ", document_id="mill")
             await stream.send(f"is kept by {keeper}. ", end_of_document=True)
             flushed = await stream.flush(timeout_s=120)
+            assert flushed is not None
         assert stream.applied == flushed
         generation = client.generate("The mill at Elvdal is kept by", session_id=session.session_id, max_tokens=6)
         text = "".join([piece.text async for piece in generation])

@@ -74,6 +74,7 @@ def test_what_is_ingested_is_applied_and_answers_change(client: Client, session:
         for start in range(0, len(TEXT), 37):
             stream.send(TEXT[start : start + 37], document_id="light" if start == 0 else "")
         flushed = stream.flush()
+        assert flushed is not None
         assert flushed.seq == stream.next_seq - 1
         assert flushed.adapter_version >= 1
         assert stream.flush() == flushed, "nothing came in between"
@@ -159,6 +160,11 @@ def test_a_fork_goes_its_own_way_and_forgetting_leaves_the_bare_model(client: Cl
             client.sessions.forget(copy.session_id, "never told")
     finally:
         client.sessions.delete(copy.session_id)
+
+
+def test_a_flush_of_a_session_that_was_told_nothing_waits_for_nothing(client: Client, session: Session) -> None:
+    with client.ingest(session.session_id) as stream:
+        assert stream.flush(timeout_s=60) is None
 
 
 def test_a_second_stream_continues_where_the_first_one_ended(client: Client, session: Session) -> None:

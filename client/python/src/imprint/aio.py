@@ -473,11 +473,16 @@ class AsyncIngestStream:
             await self._write(message)
         return seq
 
-    async def flush(self, *, timeout_s: float | None = None) -> types.Applied:
-        """Asks for a version of all that was sent and waits for it. TimeoutError after timeout_s."""
+    async def flush(self, *, timeout_s: float | None = None) -> types.Applied | None:
+        """Asks for a version of all that was sent and waits for it; None if the session was never told anything.
+
+        TimeoutError after timeout_s.
+        """
         async with self._writing:
             self._check()
             last, heard = self._next_seq - 1, self._applied_count
+            if last == 0:
+                return None
             await self._write(_wire.ingest_flush())
 
         def published() -> bool:

@@ -451,12 +451,17 @@ class IngestStream:
             self._requests.put(message)
         return seq
 
-    def flush(self, *, timeout_s: float | None = None) -> types.Applied:
-        """Asks for a version of all that was sent and waits for it. TimeoutError after timeout_s."""
+    def flush(self, *, timeout_s: float | None = None) -> types.Applied | None:
+        """Asks for a version of all that was sent and waits for it; None if the session was never told anything.
+
+        TimeoutError after timeout_s.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             self._check()
             last, heard = self._next_seq - 1, self._applied_count
+            if last == 0:
+                return None
             self._requests.put(_wire.ingest_flush())
             while self._applied is None or self._applied_count == heard or self._applied.seq < last:
                 left = None if deadline is None else deadline - time.monotonic()
