@@ -119,7 +119,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             let config = Config::load(&flags)?;
             compute_threads(&config)?;
             let files = models::resolve(&config.model, &config.generator, &config.home)?;
-            bench::offline::run(&args, &files.model, files.generator.as_deref())?;
+            let generator = files.generator.as_deref();
+            bench::offline::run(&args, &files.model, generator, rayon::current_num_threads())?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Client(verb) => {

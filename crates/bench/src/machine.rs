@@ -2,7 +2,7 @@
 //!
 //! Start at `Machine::here`.
 
-use std::{fs, path::Path, process::Command, thread};
+use std::{fs, path::Path, process::Command};
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use serde::Serialize;
 pub(crate) struct Machine {
     /// The processor's own name.
     pub(crate) cpu: String,
-    /// Hardware threads that this process may use; ours and the peers' thread count.
+    /// Threads that compute, ours and the peers'.
     pub(crate) threads: usize,
     /// The vector instructions of those that matter here.
     pub(crate) features: Vec<String>,
@@ -22,8 +22,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// This machine, now. What it does not tell is left empty.
-    pub(crate) fn here() -> Self {
+    /// This machine, now, computing on so many threads. What it does not tell is left empty.
+    pub(crate) fn here(threads: usize) -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let field = |name: &str| {
             let line = cpuinfo.lines().find(|line| line.starts_with(name));
@@ -43,7 +43,7 @@ impl Machine {
         let load = fs::read_to_string("/proc/loadavg").ok();
         Self {
             cpu: field("model name").to_owned(),
-            threads: thread::available_parallelism().map_or(1, usize::from),
+            threads,
             features: known
                 .iter()
                 .filter(|name| flags.contains(name))

@@ -44,18 +44,18 @@ pub struct Args {
     pub decode_tokens: u16,
 }
 
-/// Measures a model, and a generator if there is one, and prints or writes what came out.
+/// Measures a model, and a generator if there is one, and prints or writes what came out. `threads` are those that the
+/// engine computes on; peers get as many.
 ///
 /// # Errors
 /// The engine or the peer does not load or breaks, or the file cannot be written.
-pub fn run(args: &Args, model: &Path, generator: Option<&Path>) -> Result<()> {
-    let machine = Machine::here();
+pub fn run(args: &Args, model: &Path, generator: Option<&Path>, threads: usize) -> Result<()> {
+    let machine = Machine::here(threads);
     let mut driver = Driver::load(model, generator)?;
     let mut peer = None;
     if args.peers {
         peer = Some(
-            LlamaCpp::start(&args.peers_dir, model, machine.threads)
-                .context("the peer does not start")?,
+            LlamaCpp::start(&args.peers_dir, model, threads).context("the peer does not start")?,
         );
     }
     let samples = measure(args, &mut driver, peer.as_mut())?;
