@@ -133,7 +133,7 @@ fn byte_of(token: &str) -> Option<u8> {
 
 /// Byte + 1 by letter (0: none), for the letters below U+0144 that GPT-2 spells bytes with: a byte that prints is
 /// itself, the others are U+0100 and on, in order.
-fn byte_letters() -> [u16; 0x144] {
+pub(super) fn byte_letters() -> [u16; 0x144] {
     let mut letters = [0; 0x144];
     let mut next = 0x100;
     for byte in 0..=255_u8 {

@@ -24,11 +24,36 @@ pub(super) fn tokens(ids: &[u32]) -> Vec<TokenId> {
     ids.iter().copied().map(TokenId).collect()
 }
 
-/// A byte-level tokenizer with the default model's vocabulary and other stages.
+/// A byte-level model that joins any two bytes, in a mixed order: wherever a text is split, its tokens show it.
+fn joining() -> BPE {
+    let letters = pieces::byte_letters();
+    let letters = letters.iter().enumerate().filter(|(_, byte)| **byte > 0);
+    let letters: Vec<char> = letters
+        .map(|(letter, _)| char::from_u32(letter as u32).unwrap())
+        .collect();
+    let pairs = (0..65_536_usize).map(|rank| rank * 40_503 % 65_536);
+    let merges: Vec<(String, String)> = pairs
+        .map(|pair| {
+            (
+                letters[pair / 256].to_string(),
+                letters[pair % 256].to_string(),
+            )
+        })
+        .collect();
+    let joined = merges.iter().map(|(left, right)| format!("{left}{right}"));
+    let vocab = letters.iter().map(char::to_string).chain(joined).zip(0..);
+    let vocab: tokenizers::models::bpe::Vocab = vocab.collect();
+    BPE::builder()
+        .vocab_and_merges(vocab, merges)
+        .build()
+        .unwrap()
+}
+
+/// A byte-level tokenizer with these stages.
 pub(super) fn with_stages(normalizer: Value, pre_tokenizer: Value) -> Text {
     let decoder = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     Text::new(Source {
-        tokenizer: SMOLLM2.inner.tokenizer.clone(),
+        tokenizer: Tokenizer::new(joining()),
         normalizer,
         pre_tokenizer,
         decoder,

@@ -17,6 +17,11 @@ fn split_with(pre: &str) -> Text {
     with_stages(named.normalizer, named.pre_tokenizer)
 }
 
+/// A split that is not known, before bytes as letters.
+fn ends_in_bytes(pattern: &str) -> Value {
+    json!({"type": "Sequence", "pretokenizers": [patterns::split(pattern), patterns::byte_level()]})
+}
+
 fn metaspace(scheme: &str, split: bool) -> Text {
     let source = sentence_pieces(true);
     let stage =
@@ -58,7 +63,7 @@ static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| {
         ("metaspace, always, split", metaspace("always", true)),
         (
             "unknown stages",
-            with_stages(json!({"type": "NFKC"}), patterns::split(r"\S+|\s+")),
+            with_stages(json!({"type": "NFKC"}), ends_in_bytes(r"\S+|\s+")),
         ),
     ];
     kinds
@@ -142,7 +147,41 @@ proptest! {
         }
         prop_assert_eq!(document.committed_bytes() + document.held_bytes(), whole.len());
         tokens.extend(document.finish("").unwrap());
-        prop_assert_eq!(tokens, text.encode_plain(&whole).unwrap(), "{}", kind);
+        let expected = text.encode_plain(&whole).unwrap();
+        prop_assert!(tokens == expected, "{kind}: other tokens in chunks");
+    }
+}
+
+#[test]
+fn every_neighbourhood_of_hard_pieces_gives_the_tokens_of_the_whole_character_by_character() {
+    const HARD: [&str; 16] = [
+        "a", "A", "'s", "'", "12", ".", "/", "。", "中", "\n", "\r", " ", "\t", "\u{301}", "▁",
+        "<s>",
+    ];
+    for Kind {
+        name,
+        text,
+        library,
+    } in KINDS.iter()
+    {
+        for (index, first) in HARD.iter().enumerate() {
+            for pair in 0..HARD.len() * HARD.len() {
+                let (second, third) = (HARD[pair / HARD.len()], HARD[pair % HARD.len()]);
+                // Behind a letter for one half of them, in front of one for the other.
+                let whole = if (index + pair) % 2 == 0 {
+                    format!("x{first}{second}{third}")
+                } else {
+                    format!("{first}{second}{third}x")
+                };
+                let chunks: Vec<&str> = whole.split_inclusive(|_: char| true).collect();
+                let at_once = library.encode_fast(whole.as_str(), false).unwrap();
+                assert_eq!(
+                    ids(&streamed(text, &chunks, "")),
+                    at_once.get_ids(),
+                    "{name} on {whole:?}"
+                );
+            }
+        }
     }
 }
 
