@@ -4,10 +4,6 @@
 //! Start at [`v1`].
 
 /// Package `imprint.v1`: messages, clients and servers.
-#[expect(
-    clippy::allow_attributes_without_reason,
-    reason = "the generator of the code writes them so"
-)]
 pub mod v1 {
     #![expect(
         clippy::allow_attributes_without_reason,

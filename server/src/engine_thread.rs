@@ -2,7 +2,7 @@
 //!
 //! It knows no text, no store and no gRPC. What the engine's queue for context has no room for is held here, in order, until
 //! steps have made room; a request that it has no room for is answered at once. The thread parks while there is nothing to do.
-//! Start at [`Worker::run`].
+//! Start at `Worker::run`.
 
 #[cfg(test)]
 mod tests;

@@ -57,7 +57,7 @@ impl Sampler {
         }
     }
 
-    /// logits [V] of the place that the token is drawn for, V at least 1.
+    /// logits `[V]` of the place that the token is drawn for, V at least 1.
     pub(crate) fn draw(&mut self, logits: &[f32]) -> Drawn {
         let mut scores: Vec<f32> = logits.iter().map(|&logit| tamed(logit)).collect();
         let (logprobs, tops) = (self.sampling.logprobs, self.sampling.top_logprobs);
@@ -161,7 +161,7 @@ impl Sampler {
     }
 }
 
-/// Log-probability of `token` under logits [V], and whether it is the likeliest (the lowest id among equals).
+/// Log-probability of `token` under logits `[V]`, and whether it is the likeliest (the lowest id among equals).
 pub(crate) fn score(logits: &[f32], token: TokenId) -> (f32, bool) {
     let scores: Vec<f32> = logits.iter().map(|&logit| tamed(logit)).collect();
     let own = scores.get(token.0 as usize).copied().unwrap_or(f32::MIN);

@@ -110,6 +110,9 @@ pub fn paged_attention(
     let (blocks, block_size, kv_heads, k_dh) = k_cache.dims4()?;
     if v_cache.dims4()? != (blocks, block_size, kv_heads, k_dh)
         || k_dh != dh
+        || dh == 0
+        || heads == 0
+        || block_size == 0
         || kv_heads == 0
         || heads % kv_heads != 0
     {

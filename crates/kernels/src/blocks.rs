@@ -62,7 +62,7 @@ impl WeightFormat {
     }
 }
 
-/// One row of a matrix, taken apart: w_k = fma(codes[k], scales[k / group], minima[k / group]).
+/// One row of a matrix, taken apart: `w_k = fma(codes[k], scales[k / group], minima[k / group])`.
 pub(crate) struct Row {
     /// Signed for Q8_0 and Q6_K, 0..16 else.
     pub(crate) codes: Vec<i8>,

@@ -395,7 +395,7 @@ impl Task<'_> {
     }
 }
 
-/// sums[m] = fma(x[m, k], w[k], sums[m]) for input k of a group.
+/// `sums[m] = fma(x[m, k], w[k], sums[m])` for input k of a group.
 ///
 /// A function and no closure: only `#[inline(always)]` brings it under the vector unit's features. As a closure
 /// it was left out of line, and one row took 200 times as long.

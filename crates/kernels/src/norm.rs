@@ -17,7 +17,7 @@ use crate::{
 /// Elements below which another thread does not help.
 const INLINE: usize = 1 << 15;
 
-/// x [T, D] / sqrt(mean(x²) + eps) * gain [D]; no gain: 1. Leading dimensions of x beyond two are rows too.
+/// x [T, D] / sqrt(mean(x²) + eps) * gain `[D]`; no gain: 1. Leading dimensions of x beyond two are rows too.
 pub fn rms_norm(x: &Tensor, gain: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let d = x.dim(candle_core::D::Minus1)?;
     let ones;

@@ -12,11 +12,11 @@ use crate::floats::{Floats, tensor};
 /// Elements below which another thread does not help.
 const INLINE: usize = 1 << 15;
 
-/// Rotary embedding in the half-split (HF) layout. x [T, H, Dh]; cos, sin [max, Dh/2]; positions [T].
+/// Rotary embedding in the half-split (HF) layout. x [T, H, Dh]; cos, sin [max, Dh/2]; positions `[T]`.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result<Tensor> {
     let (t, h, dh) = x.dims3()?;
     let (max, half) = cos.dims2()?;
-    if sin.dims2()? != (max, half) || dh != 2 * half || half == 0 {
+    if sin.dims2()? != (max, half) || dh != 2 * half || half == 0 || h == 0 {
         bail!(
             "heads of {dh} with cosines {:?} and sines {:?}",
             cos.shape(),

@@ -72,14 +72,14 @@ pub(crate) trait Kernel {
 pub(crate) fn run<K: Kernel>(kernel: K) {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("f16c") {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        if avx2 && is_x86_feature_detected!("avx512f") {
             // SAFETY: the machine has the features that this function is compiled for.
             return unsafe { x86::run_avx512(kernel) };
         }
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-        {
+        if avx2 {
             // SAFETY: the machine has the features that this function is compiled for.
             return unsafe { x86::run_avx2(kernel) };
         }

@@ -491,7 +491,9 @@ fn from_metadata(gguf: &Gguf) -> Result<Config, FileError> {
         rope_scaling: RopeScaling::None,
         sliding_window: optional("attention.sliding_window")?.filter(|&n| n > 0),
         tied_embeddings: gguf.tensor("output.weight").is_none(),
-        attention_bias: gguf.tensor("blk.0.attn_q.bias").is_some(),
+        // A Qwen2 file that lost its biases is refused for the missing tensor, not loaded without.
+        attention_bias: architecture == Architecture::Qwen2
+            || gguf.tensor("blk.0.attn_q.bias").is_some(),
         output_bias: gguf.tensor("blk.0.attn_output.bias").is_some(),
         qk_norm: architecture == Architecture::Qwen3,
         eos,

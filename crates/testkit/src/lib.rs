@@ -11,7 +11,7 @@ mod tiny;
 pub use numbers::{
     Random, matmul, relative_error, relative_error_of, solve, tensor, transpose, values,
 };
-pub use paths::{golden_dir, repository_root, smollm2_gguf};
+pub use paths::{associative_dir, golden_dir, golden_part, report, repository_root, smollm2_gguf};
 pub use strategies::{cut, cut_text, cuts, text};
 pub use tiny::{
     Form, GeneratorSpec, TINY_TOKENIZER_VOCAB, TinySpec, tiny_base, tiny_generator, tiny_tokenizer,

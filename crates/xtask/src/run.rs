@@ -60,8 +60,9 @@ impl Repository {
 
     /// Builds the program `imprint` in the dev profile and returns where it lies.
     pub(crate) fn imprint(&self) -> Result<PathBuf> {
-        let mut build = self
-            .cargo("build --package server --bin imprint --message-format json-render-diagnostics");
+        let mut build = self.cargo(
+            "build --workspace --locked --bin imprint --message-format json-render-diagnostics",
+        );
         let output = build
             .stderr(Stdio::inherit())
             .output()

@@ -73,14 +73,9 @@ fn expected(vectors: &HashMap<String, Tensor>, name: &str, query: &[TokenId]) ->
 
 #[test]
 fn golden_streams_told_through_the_engine_agree() {
-    let folder = testkit::golden_dir().with_file_name("generator-smollm2");
-    if !folder.is_dir() {
-        println!(
-            "no associative vectors at {}: nothing compared",
-            folder.display()
-        );
+    let Some(folder) = testkit::associative_dir() else {
         return;
-    }
+    };
     let vectors = safetensors::load(folder.join("streams.safetensors"), &Device::Cpu)
         .expect("reference vectors");
     let generator = testkit::repository_root().join("models/smollm2-135m-instruct");

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, path::Path};
 
 use serde_json::Value;
-use testkit::{golden_dir, relative_error, repository_root};
+use testkit::{associative_dir, golden_dir, relative_error, repository_root};
 
 use super::*;
 use crate::testing::tensors;
@@ -51,13 +51,14 @@ fn worst(generator: &Generator, expected: &HashMap<String, Tensor>) -> (f64, usi
 
 #[test]
 fn golden_states_give_golden_deltas() {
-    let mut cases: Vec<_> = fs::read_dir(golden_dir())
+    let Some(folder) = golden_dir() else { return };
+    let mut cases: Vec<_> = fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .collect();
     cases.retain(|case| case.join("generator").is_dir());
     cases.sort();
-    assert!(!cases.is_empty(), "no case in {}", golden_dir().display());
+    assert!(!cases.is_empty(), "no case in {}", folder.display());
     for case in cases {
         let generator = Generator::load(
             &case.join("generator"),
@@ -75,7 +76,10 @@ fn golden_states_give_golden_deltas() {
 
 #[test]
 fn golden_sums_of_the_shipped_generator_give_golden_ridges() {
-    let expected = tensors(&golden_dir().join("../generator-smollm2/expected.safetensors"));
+    let Some(folder) = associative_dir() else {
+        return;
+    };
+    let expected = tensors(&folder.join("expected.safetensors"));
     let base = BaseShape {
         layers: 30,
         hidden: 576,

@@ -195,10 +195,10 @@ fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
 
 #[test]
 fn golden_prompts_and_greedy_texts_of_smollm2_are_met() {
-    let cases: Value = serde_json::from_slice(
-        &fs::read(testkit::golden_dir().join("smollm2-135m/prompts.json")).unwrap(),
-    )
-    .unwrap();
+    let Some(cases) = testkit::golden_part("smollm2-135m/prompts.json") else {
+        return;
+    };
+    let cases: Value = serde_json::from_slice(&fs::read(cases).unwrap()).unwrap();
     let list = |value: &Value| -> Vec<u32> {
         value
             .as_array()

@@ -18,8 +18,10 @@ fn render(template: &str, messages: &[Message]) -> Result<String, String> {
 
 #[test]
 fn golden_a_conversation_of_smollm2_is_its_prompt() {
-    let cases = std::fs::read(testkit::golden_dir().join("smollm2-135m/prompts.json")).unwrap();
-    let cases: serde_json::Value = serde_json::from_slice(&cases).unwrap();
+    let Some(cases) = testkit::golden_part("smollm2-135m/prompts.json") else {
+        return;
+    };
+    let cases: serde_json::Value = serde_json::from_slice(&std::fs::read(cases).unwrap()).unwrap();
     let case = cases
         .as_array()
         .unwrap()
