@@ -34,7 +34,8 @@ pub enum Command {
     },
     /// Tokens of a document, possibly none. A document other than the open one begins a new one (the open one must have
     /// ended). Answered by `Encoded` as they are read, and by `Applied` when a version holds them; or by `SessionFailed`, and then nothing
-    /// of it is applied.
+    /// of it is applied, and every further one is refused with the same error, so that no version has a hole: what came before
+    /// is published and answers as ever.
     Ingest {
         /// The session.
         session: SessionId,

@@ -436,11 +436,17 @@ impl Engine {
             self.config.max_queued_tokens,
         );
         let session = self.session(id)?;
-        if tokens > limit {
-            return Err(SessionError::TooManyTokens { tokens, limit });
-        }
+        session.takes_chunks()?;
         let more = session.budget_bytes(1) - session.budget_bytes(0);
-        ingest(session, &|| within_budget(used, more, budget))
+        let done = if tokens > limit {
+            Err(SessionError::TooManyTokens { tokens, limit })
+        } else {
+            ingest(session, &|| within_budget(used, more, budget))
+        };
+        if let Err(error) = &done {
+            session.refuse(error);
+        }
+        done
     }
 
     fn forget(

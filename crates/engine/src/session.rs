@@ -116,6 +116,8 @@ pub(crate) struct Session {
     /// Blocks of the open window.
     blocks: Blocks,
     failed: Option<String>,
+    /// Why a chunk was refused. Nothing behind it is taken: no version has a hole.
+    refused: Option<SessionError>,
     /// The session's turn to be read; the lowest first.
     pub(crate) turn: Option<u64>,
     /// The step that read of it last.
@@ -165,6 +167,7 @@ impl Session {
             newest,
             blocks: Blocks::default(),
             failed: None,
+            refused: None,
             turn: None,
             last_step: 0,
             yielded: false,
@@ -213,6 +216,7 @@ impl Session {
             newest: self.newest.clone(),
             blocks: Blocks::default(),
             failed: self.failed.clone(),
+            refused: self.refused.clone(),
             turn: None,
             last_step: 0,
             yielded: false,
@@ -268,6 +272,16 @@ impl Session {
         folded + reading + documents.sum::<usize>()
     }
 
+    /// Why a chunk was refused before, as an error.
+    pub(crate) fn takes_chunks(&self) -> Result<(), SessionError> {
+        self.refused.clone().map_or(Ok(()), Err)
+    }
+
+    /// Takes no more chunks: one was refused.
+    pub(crate) fn refuse(&mut self, error: &SessionError) {
+        self.refused = Some(error.clone());
+    }
+
     /// Takes a chunk in. `begins` asks whether the states may grow by another document's.
     pub(crate) fn ingest(
         &mut self,
@@ -318,6 +332,12 @@ impl Session {
         provisional: Vec<TokenId>,
     ) -> Result<(), SessionError> {
         self.usable()?;
+        let (seq, provisional) = if self.refused.is_some() {
+            let told = self.marks.back().map_or(self.read, |&(_, told)| told);
+            (seq.min(told), Vec::new())
+        } else {
+            (seq, provisional)
+        };
         self.check_tokens(&provisional)?;
         if !provisional.is_empty() {
             let Some(open) = self.open_document() else {

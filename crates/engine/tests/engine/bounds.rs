@@ -125,12 +125,13 @@ fn max_documents_are_kept_and_the_next_is_refused() {
             []
         );
     }
+    rig.ask(fork(1, 2));
     assert_eq!(
         refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)),
         [SessionError::TooManyDocuments { limit: 2 }]
     );
-    rig.ask(forget(1, 1));
-    assert_eq!(refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)), []);
+    rig.ask(forget(2, 1));
+    assert_eq!(refused(&mut rig, ingest(2, 3, 3, &ids(&[1]), true)), []);
 }
 
 #[test]
@@ -147,11 +148,12 @@ fn max_session_tokens_are_taken_and_one_more_is_refused() {
         refused(&mut rig, publish(1, 1, &ids(&[1, 1]))),
         std::slice::from_ref(&too_many)
     );
+    rig.ask(fork(1, 2));
     assert_eq!(
         refused(&mut rig, ingest(1, 2, 1, &ids(&[1, 1]), false)),
         [too_many]
     );
-    assert_eq!(refused(&mut rig, ingest(1, 2, 1, &ids(&[1]), true)), []);
+    assert_eq!(refused(&mut rig, ingest(2, 2, 1, &ids(&[1]), true)), []);
 }
 
 #[test]
@@ -200,11 +202,12 @@ fn state_budget_bytes_are_kept() {
         bytes: states * state_bytes,
         limit: 6 * state_bytes,
     };
-    assert_eq!(
-        refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)),
-        [over(7)]
-    );
     assert_eq!(refused(&mut rig, fork(1, 2)), [over(12)]);
+    rig.open(2, Strategy::Parallel);
+    assert_eq!(
+        refused(&mut rig, ingest(2, 1, 1, &ids(&[1]), true)),
+        [over(11)]
+    );
     rig.ask(forget(1, 1));
     assert_eq!(refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)), []);
 }
@@ -271,7 +274,8 @@ fn windows_and_concat_documents_are_as_long_as_the_context_and_the_cache_hold() 
             limit,
         }];
         assert_eq!(refused(&mut rig, publish(3, 1, &ids(&[1]))), long);
-        assert_eq!(refused(&mut rig, ingest(3, 2, 1, &ids(&[1]), false)), long);
+        rig.ask(fork(3, 4));
+        assert_eq!(refused(&mut rig, ingest(4, 2, 1, &ids(&[1]), false)), long);
         assert_eq!(refused(&mut rig, ingest(3, 2, 1, &[], true)), []);
         assert_eq!(
             refused(&mut rig, forget(3, 2)),

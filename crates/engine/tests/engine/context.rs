@@ -309,14 +309,17 @@ fn what_a_session_cannot_take_is_refused_whole() {
         other => panic!("{other:?}"),
     };
     let token = TokenId(VOCAB);
+    // One that was refused a chunk takes no more: a copy for each.
+    rig.ask(fork(1, 2));
+    rig.ask(fork(1, 3));
     assert_eq!(
-        refused(&mut rig, ingest(1, 3, 3, &some(1), false)),
+        refused(&mut rig, ingest(2, 3, 3, &some(1), false)),
         SessionError::DocumentOpen {
             open: DocumentId(2)
         }
     );
     assert_eq!(
-        refused(&mut rig, ingest(1, 3, 2, &[TokenId(1), token], true)),
+        refused(&mut rig, ingest(3, 3, 2, &[TokenId(1), token], true)),
         SessionError::TokenOutOfRange {
             token,
             vocab: VOCAB as usize
@@ -371,19 +374,52 @@ fn what_a_session_cannot_take_is_refused_whole() {
             session: SessionId(5)
         }
     );
-    assert_eq!(rig.imprint(1), before);
+    for session in 1..=3 {
+        assert_eq!(rig.imprint(session), before);
+    }
     rig.ask(ingest(1, 3, 2, &[], true));
+    assert_eq!(
+        refused(&mut rig, publish(1, 3, &some(1))),
+        SessionError::NoOpenDocument
+    );
     assert_eq!(
         refused(&mut rig, ingest(1, 4, 2, &some(1), false)),
         SessionError::DocumentClosed {
             document: DocumentId(2)
         }
     );
-    assert_eq!(
-        refused(&mut rig, publish(1, 3, &some(1))),
-        SessionError::NoOpenDocument
-    );
     assert_eq!(rig.imprint(1), before);
+}
+
+#[test]
+fn behind_a_refused_chunk_none_is_taken_and_what_came_before_goes_on() {
+    let mut rig = Rig::new(Form::Associative, config());
+    rig.open(1, Strategy::Parallel);
+    rig.ask(ingest(1, 1, 1, &some(9), false));
+    rig.ask(publish(1, 1, &[]));
+    let before = rig.imprint(1);
+    let wrong = TokenId(VOCAB);
+    // All in one step: nobody has had the time to learn of the first.
+    rig.push(ingest(1, 2, 1, &[wrong], false));
+    rig.push(ingest(1, 3, 1, &some(3), true));
+    rig.push(ingest(1, 4, 2, &some(3), false));
+    rig.push(publish(1, 4, &some(1)));
+    let events = rig.run();
+    let error = SessionError::TokenOutOfRange {
+        token: wrong,
+        vocab: VOCAB as usize,
+    };
+    assert_eq!(failures(&events), vec![error.clone(); 3]);
+    let applied = events.iter().filter_map(|event| match event {
+        Event::Applied { seq, .. } => Some(seq.0),
+        _ => None,
+    });
+    assert_eq!(applied.collect::<Vec<_>>(), [1]);
+    assert_eq!(rig.imprint(1), before);
+    // A copy has no hole, either.
+    rig.ask(fork(1, 2));
+    assert_eq!(failures(&rig.ask(ingest(2, 5, 3, &some(3), true))), [error]);
+    assert_eq!(rig.imprint(2), before);
 }
 
 #[test]
