@@ -11,6 +11,7 @@ mod names;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -31,7 +32,7 @@ const TEXTS: [&str; 5] = ["listen", "model", "generator", "home", "data"];
 const SECTIONS: [&str; 4] = ["limits", "ingest", "engine", "shutdown"];
 
 /// What `imprint serve` can be told.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Address to listen on; port 0 takes a free one. Without `keys` it must be a loopback address.
@@ -132,6 +133,36 @@ pub struct Engine {
 pub struct Shutdown {
     /// How long running requests may go on after SIGTERM or SIGINT, in milliseconds.
     pub drain_ms: u64,
+}
+
+impl fmt::Debug for Config {
+    /// All but the bearer keys: of them their number.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            listen,
+            model,
+            generator,
+            home,
+            data,
+            keys,
+            limits,
+            ingest,
+            engine,
+            shutdown,
+        } = self;
+        f.debug_struct("Config")
+            .field("listen", listen)
+            .field("model", model)
+            .field("generator", generator)
+            .field("home", home)
+            .field("data", data)
+            .field("keys", &keys.len())
+            .field("limits", limits)
+            .field("ingest", ingest)
+            .field("engine", engine)
+            .field("shutdown", shutdown)
+            .finish()
+    }
 }
 
 impl Default for Config {

@@ -101,7 +101,11 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Serve(flags) => {
             let config = Config::load(&flags)?;
-            runtime(&config)?.block_on(serve(config))
+            let runtime = runtime(&config)?;
+            let ended = runtime.block_on(serve(config));
+            // A model that is being loaded, or a step of the engine, keeps nobody waiting.
+            runtime.shutdown_background();
+            ended
         }
         Verb::Demo { flags, options } => {
             let mut config = Config::load(&flags)?;
@@ -155,7 +159,12 @@ fn runtime(config: &Config) -> anyhow::Result<tokio::runtime::Runtime> {
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut running = Server::start(config).await?;
+    let mut running = tokio::select! {
+        running = Server::start(config) => running?,
+        // Nobody has been answered yet.
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+    };
     let mut out = io::stdout();
     writeln!(out, "imprint listens on http://{}", running.address())?;
     out.flush()?;
@@ -165,7 +174,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         () = running.broken() => true,
     };
     tracing::info!("shutting down");
-    running.shutdown().await?;
+    tokio::select! {
+        ended = running.shutdown() => ended?,
+        _ = terminate.recv() => anyhow::bail!("ended at once"),
+        _ = interrupt.recv() => anyhow::bail!("ended at once"),
+    }
     anyhow::ensure!(!broken, "the engine broke");
     Ok(ExitCode::SUCCESS)
 }

@@ -223,3 +223,15 @@ fn the_documented_file_holds_every_default() {
         )
     );
 }
+
+#[test]
+fn no_bearer_key_is_printed() {
+    let mut config = Config::default();
+    let key = "a-key-that-nobody-may-read-in-a-log";
+    config.keys.insert(key.to_owned(), "acme".to_owned());
+    let printed = format!("{config:?}");
+    assert!(
+        !printed.contains(key) && printed.contains("keys: 1"),
+        "{printed}"
+    );
+}
