@@ -17,6 +17,23 @@ pub const DOMAIN: &str = "imprint";
 /// When to try again if the server is full.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// Characters of a client's text that are told back.
+const ECHO: usize = 64;
+/// Violations that are told.
+const VIOLATIONS: usize = 16;
+/// Characters of a message, whatever it quotes.
+const MESSAGE: usize = 4096;
+
+/// The beginning of a client's text, as much as is told back.
+#[must_use]
+pub fn echo(text: &str) -> String {
+    cut(text, ECHO)
+}
+
+fn cut(text: &str, characters: usize) -> String {
+    text.chars().take(characters).collect()
+}
+
 /// A field that is not as it must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -40,7 +57,7 @@ impl Violation {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request itself is wrong, in these fields.
-    #[error("{}", .0.iter().map(|violation| format!("{} {}", violation.field, violation.why)).collect::<Vec<_>>().join("; "))]
+    #[error("{}", .0.iter().take(VIOLATIONS).map(|violation| format!("{} {}", violation.field, violation.why)).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Violation>),
     /// The message is no Protobuf, or holds text that is not UTF-8.
     #[error("the message cannot be read: {0}")]
@@ -49,16 +66,16 @@ pub enum Error {
     #[error("a bearer key is required")]
     Unauthenticated,
     /// The caller has no such session.
-    #[error("no session `{0}`")]
+    #[error("no session `{}`", echo(.0))]
     UnknownSession(String),
     /// The server has no such model.
-    #[error("no model `{0}`")]
+    #[error("no model `{}`", echo(.0))]
     UnknownModel(String),
     /// The session has no such document.
-    #[error("no document `{0}`")]
+    #[error("no document `{}`", echo(.0))]
     UnknownDocument(String),
     /// Another request came under this `request_id` before.
-    #[error("another request came as `{0}` before")]
+    #[error("another request came as `{}` before", echo(.0))]
     RequestReused(String),
     /// The server holds all the sessions it may.
     #[error("the server holds all the {limit} sessions it may")]
@@ -135,7 +152,7 @@ fn answer(code: Code, reason: &'static str) -> Answer {
 
 impl Answer {
     fn with(mut self, key: &'static str, value: impl ToString) -> Self {
-        self.metadata.push((key, value.to_string()));
+        self.metadata.push((key, echo(&value.to_string())));
         self
     }
 
@@ -150,16 +167,41 @@ impl Answer {
     }
 }
 
+/// What a person reads of an error. The log's names are bounded, but not as tightly as what is told back.
+fn message(error: &Error) -> String {
+    match error {
+        Error::Store(store) => match store {
+            store::Error::UnknownSession(name) => {
+                store::Error::UnknownSession(echo(name)).to_string()
+            }
+            store::Error::SessionExists(name) => {
+                store::Error::SessionExists(echo(name)).to_string()
+            }
+            store::Error::UnknownDocument(name) => {
+                store::Error::UnknownDocument(echo(name)).to_string()
+            }
+            store::Error::NameUsed(name) => store::Error::NameUsed(echo(name)).to_string(),
+            store::Error::MixedContent(name) => store::Error::MixedContent(echo(name)).to_string(),
+            store::Error::Gap { .. }
+            | store::Error::Conflict { .. }
+            | store::Error::EmptyChunk
+            | store::Error::NameTooLong { .. }
+            | store::Error::Full { .. } => store.to_string(),
+        },
+        error => cut(&error.to_string(), MESSAGE),
+    }
+}
+
 /// The one place where an error becomes a code.
 fn map(error: &Error) -> Answer {
     use Code::{
         AlreadyExists, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound,
         ResourceExhausted, Unauthenticated, Unavailable,
     };
-    let text = error.to_string();
+    let text = message(error);
     match error {
         Error::Invalid(violations) => Answer {
-            violations: violations.clone(),
+            violations: violations.iter().take(VIOLATIONS).cloned().collect(),
             ..answer(InvalidArgument, "INVALID_ARGUMENT")
         },
         Error::Malformed(_) => answer(InvalidArgument, "MALFORMED_MESSAGE").field("", text),
@@ -351,6 +393,6 @@ impl From<Error> for Status {
         if retry.is_some() {
             details.set_retry_info(retry);
         }
-        Self::with_error_details(code, error.to_string(), details)
+        Self::with_error_details(code, message(&error), details)
     }
 }

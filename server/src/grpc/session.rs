@@ -15,7 +15,7 @@ use super::{Shared, count, duration, strategy, timestamp};
 use crate::{
     edge::tenant,
     sessions::{About, Session, Wanted},
-    status::{Error, Violation},
+    status::{Error, Violation, echo},
 };
 
 /// Labels of a session.
@@ -175,6 +175,15 @@ fn checked(violations: Vec<Violation>) -> Result<(), Error> {
     }
 }
 
+/// Runs the work to its end, also if the client goes away meanwhile: no session is left half open.
+async fn whole(
+    work: impl Future<Output = Result<Arc<Session>, Error>> + Send + 'static,
+) -> Result<Arc<Session>, Error> {
+    tokio::spawn(work)
+        .await
+        .map_err(|_| Error::Internal("a session's opening panicked"))?
+}
+
 #[async_trait]
 impl SessionService for Service {
     async fn create_session(
@@ -184,11 +193,12 @@ impl SessionService for Service {
         let tenant = tenant(&request)?;
         let request = request.into_inner();
         let wanted = self.wanted(&request)?;
-        let session = self
-            .0
-            .sessions
-            .create(&tenant, &request.request_id, wanted)
-            .await?;
+        let shared = Arc::clone(&self.0);
+        let session = whole(async move {
+            let create = shared.sessions.create(&tenant, &request.request_id, wanted);
+            create.await
+        })
+        .await?;
         Ok(Response::new(v1::CreateSessionResponse {
             session: Some(self.message(&session)),
         }))
@@ -253,7 +263,7 @@ impl SessionService for Service {
                 "ttl" => change.1 = Some(ttl("session.ttl", wanted.ttl, &mut violations)),
                 _ => violations.push(Violation::new(
                     "update_mask",
-                    format!("names `{path}`; `labels` and `ttl` can be changed"),
+                    format!("names `{}`; `labels` and `ttl` can be changed", echo(path)),
                 )),
             }
         }
@@ -297,7 +307,12 @@ impl SessionService for Service {
         let labels = labels("labels", &request.labels, &mut violations);
         let ttl = ttl("ttl", request.ttl, &mut violations);
         checked(violations)?;
-        let fork = self.0.sessions.fork(&from, About::new(labels, ttl)).await?;
+        let shared = Arc::clone(&self.0);
+        let fork = whole(async move {
+            let about = About::new(labels, ttl);
+            shared.sessions.fork(&from, about).await
+        })
+        .await?;
         Ok(Response::new(v1::ForkSessionResponse {
             session: Some(self.message(&fork)),
         }))

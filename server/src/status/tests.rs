@@ -51,3 +51,26 @@ fn a_full_server_says_when_to_try_again() {
         );
     }
 }
+
+#[test]
+fn what_a_client_sent_is_told_back_in_part_only() {
+    let long = "x".repeat(10_000);
+    let violation = Violation::new("stop", "is empty");
+    for error in [
+        Error::UnknownSession(long.clone()),
+        Error::UnknownModel(long.clone()),
+        Error::UnknownDocument(long.clone()),
+        Error::RequestReused(long.clone()),
+        Error::Store(store::Error::NameUsed(long.clone())),
+        Error::Store(store::Error::MixedContent(long)),
+        Error::Invalid(vec![violation; 1000]),
+    ] {
+        let status = Status::from(error);
+        let details = status.get_error_details();
+        let told = details.error_info().unwrap().metadata.values();
+        assert!(told.clone().all(|value| value.len() <= 64), "{status}");
+        assert!(status.message().len() < 300, "{status}");
+        let violations = details.bad_request().map(|bad| &bad.field_violations);
+        assert!(violations.is_none_or(|bad| bad.len() <= 16), "{status}");
+    }
+}
