@@ -29,7 +29,7 @@ use crate::{
     engine_thread::{self, Handle},
     grpc::{self, Shared},
     models::{self, Files},
-    sessions::{Rules, Sessions},
+    sessions::{Rules, Sessions, States},
 };
 
 /// How often expired sessions are looked for.
@@ -211,6 +211,13 @@ fn session_rules(config: &Config, engine: &engine::Config, handle: &Handle, text
         documents: engine.max_documents,
         waiting_tokens: config.ingest.waiting_tokens,
         unread_tokens: config.ingest.unread_tokens,
+        states: States::new(
+            engine.state_budget_bytes,
+            model
+                .generator
+                .as_ref()
+                .map_or(0, |generator| generator.state_bytes),
+        ),
         idle_publish: config.idle_publish(),
         vocab: model.vocab,
         bos: Shared::bos(handle, text),

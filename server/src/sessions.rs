@@ -6,6 +6,7 @@
 mod feed;
 mod name;
 pub mod session;
+mod states;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use crate::{
     status::Error,
 };
 pub use session::{About, Rules, Session};
+pub use states::States;
 
 /// The most sessions of a page.
 const PAGE: usize = 1000;
@@ -117,16 +119,26 @@ impl Sessions {
         let (session, new) = {
             let mut registry = self.registry();
             let key = (tenant.clone(), request.to_owned());
+            // One whose time is over is no answer any more.
+            let now = Instant::now();
+            let over = registry
+                .requests
+                .get(&key)
+                .and_then(|(_, id)| registry.sessions.get(id))
+                .filter(|session| !request.is_empty() && session.expired(now))
+                .cloned();
+            if let Some(over) = over {
+                self.remove(&mut registry, &over);
+            }
             let before = registry.requests.get(&key).filter(|_| !request.is_empty());
             if let Some((first, id)) = before {
                 if *first != wanted {
                     return Err(Error::RequestReused(request.to_owned()));
                 }
                 let session = registry.sessions.get(id).cloned();
-                (
-                    session.ok_or_else(|| Error::RequestReused(request.to_owned()))?,
-                    false,
-                )
+                let session = session.ok_or_else(|| Error::RequestReused(request.to_owned()))?;
+                session.touch(now);
+                (session, false)
             } else {
                 let about = About::new(wanted.labels.clone(), wanted.ttl);
                 let session = self.session(tenant, wanted.strategy, wanted.window, about, None);
@@ -141,7 +153,7 @@ impl Sessions {
         if new {
             let opened = self.open(&session).await;
             if let Err(error) = opened {
-                self.drop_from_registry(&session);
+                self.delete(&session);
                 return Err(error);
             }
         }
@@ -221,11 +233,10 @@ impl Sessions {
             .and_then(|id| registry.sessions.get(id));
         let session = session
             .filter(|session| session.tenant == *tenant && !session.expired(now))
-            .cloned();
-        drop(registry);
-        let session = session.ok_or_else(|| Error::UnknownSession(name.to_owned()))?;
+            .ok_or_else(|| Error::UnknownSession(name.to_owned()))?;
+        // Under the lock: its time is not found over between look-up and use.
         session.touch(now);
-        Ok(session)
+        Ok(Arc::clone(session))
     }
 
     /// A page of the tenant's sessions.
@@ -261,8 +272,10 @@ impl Sessions {
     /// Copies a session.
     ///
     /// # Errors
-    /// [`Error::TooManySessions`], what the engine says, [`Error::EngineStopped`].
+    /// [`Error::TooManySessions`], [`Error::UnknownSession`] if the source ends meanwhile, what the engine says,
+    /// [`Error::EngineStopped`].
     pub async fn fork(&self, from: &Arc<Session>, about: About) -> Result<Arc<Session>, Error> {
+        let user = from.user();
         let writer = from.writer().await?;
         let copy = self.session(
             &from.tenant,
@@ -272,6 +285,7 @@ impl Sessions {
             Some(from.name.clone()),
         );
         let copy = Arc::new(copy);
+        copy.grow(from.document_count())?;
         self.store.fork(&from.name, &copy.name)?;
         let inserted = self.insert(&mut self.registry(), &copy);
         if let Err(error) = inserted {
@@ -288,24 +302,29 @@ impl Sessions {
             copy.link(),
         );
         drop(writer);
-        if let Err(error) = copy.opened().await {
-            self.drop_from_registry(&copy);
-            return Err(error);
+        let opened = copy.opened().await;
+        drop(user);
+        if let Err(error) = opened {
+            self.delete(&copy);
+            return Err(match error {
+                Error::UnknownSession(_) => Error::UnknownSession(from.name.clone()),
+                error => error,
+            });
         }
+        copy.fail_like(from);
         Ok(copy)
     }
 
     /// Ends a session.
     pub fn delete(&self, session: &Arc<Session>) {
-        self.drop_from_registry(session);
+        self.remove(&mut self.registry(), session);
     }
 
-    fn drop_from_registry(&self, session: &Arc<Session>) {
-        let mut registry = self.registry();
+    /// Takes a session out of the registry and ends it. Nothing of this waits.
+    fn remove(&self, registry: &mut Registry, session: &Arc<Session>) {
         let was = registry.sessions.remove(&session.id);
         registry.names.remove(&session.name);
         registry.requests.retain(|_, (_, id)| *id != session.id);
-        drop(registry);
         if was.is_some() {
             session.close();
             // A session that could not be opened has no log.
@@ -315,8 +334,9 @@ impl Sessions {
 
     /// Ends the sessions whose time is over.
     pub fn expire(&self, now: Instant) {
-        let over: Vec<_> = self
-            .registry()
+        // All under the lock: one that is used between the look and the end would end under its user.
+        let mut registry = self.registry();
+        let over: Vec<_> = registry
             .sessions
             .values()
             .filter(|session| session.expired(now))
@@ -324,7 +344,7 @@ impl Sessions {
             .collect();
         for session in over {
             tracing::info!(session = session.name, "a session's time is over");
-            self.drop_from_registry(&session);
+            self.remove(&mut registry, &session);
         }
     }
 }

@@ -470,3 +470,29 @@ async fn the_strength_of_an_imprint_is_chosen_by_the_request() {
     assert_eq!(at(None).await, at(Some(1.0)).await);
     assert_ne!(at(None).await, bare);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_reads_too_late_learns_that_its_answer_is_cut_short() {
+    let world = World::tiny().await;
+    let mut request = tonic::Request::new(v1::GenerateRequest {
+        logprobs: true,
+        top_logprobs: 20,
+        ..ask("hello", 480)
+    });
+    request.set_timeout(std::time::Duration::from_secs(2));
+    let answer = world.answers().generate(request).await.unwrap();
+    // Much of it is left unread when its time is over.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let error = collect(answer.into_inner()).await.unwrap_err();
+    refused(&error, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_prompt_is_tokenised_as_a_short_one_is() {
+    let world = World::tiny().await;
+    let error = world
+        .generate(ask(&"many words ".repeat(5000), 1))
+        .await
+        .unwrap_err();
+    refused(&error, Code::InvalidArgument, "CONTEXT_LENGTH");
+}

@@ -487,3 +487,71 @@ async fn a_document_that_does_not_fit_one_window_is_refused_where_a_document_is_
     ingest.chunk(ids(2, &[65; 12])).await.unwrap();
     assert_eq!(ingest.finish().await.unwrap().unwrap().tokens, 512);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_without_room_for_its_state_is_refused_before_it_is_acknowledged() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    world
+        .tell(&session, &["some text, longer than a window"])
+        .await;
+    // The fold and the one document.
+    let state = world.get(&session).await.unwrap().state_bytes / 2;
+    let world = World::tiny_with(|config| {
+        config.engine.state_budget_bytes = Some(usize::try_from(6 * state).unwrap());
+    })
+    .await;
+    let session = world.session().await;
+    world.tell(&session, &["one", "two"]).await;
+    let mut ingest = world.ingest(&session).await;
+    let error = ingest.chunk(chunk(3, "three")).await.unwrap_err();
+    refused(&error, Code::ResourceExhausted, "STATE_BUDGET");
+    let now = world.get(&session).await.unwrap();
+    assert_eq!(
+        (now.accepted_seq, now.applied_seq, now.documents),
+        (2, 2, 2)
+    );
+    let other = world.session().await;
+    let mut ingest = world.ingest(&other).await;
+    let error = ingest.chunk(chunk(1, "one")).await.unwrap_err();
+    refused(&error, Code::ResourceExhausted, "STATE_BUDGET");
+    // What is forgotten or deleted makes room.
+    let forgotten = v1::ForgetDocumentRequest {
+        session_id: session.clone(),
+        document_id: world.documents(&session).await[0].document_id.clone(),
+    };
+    world.sessions().forget_document(forgotten).await.unwrap();
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(3, "three")).await.unwrap();
+    ingest.finish().await.unwrap();
+    let deleted = v1::DeleteSessionRequest {
+        session_id: session,
+    };
+    world.sessions().delete_session(deleted).await.unwrap();
+    // The engine is told soon after.
+    let told = async {
+        loop {
+            let mut ingest = world.ingest(&other).await;
+            match ingest.chunk(chunk(1, "one")).await {
+                Ok(_) => break ingest.finish().await.unwrap(),
+                Err(error) => refused(&error, Code::ResourceExhausted, "STATE_BUDGET"),
+            }
+        }
+    };
+    let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+    assert_eq!(told.unwrap().unwrap().seq, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flushes_without_end_wait_for_room_and_end() {
+    let world = World::tiny_with(|config| config.ingest.waiting_tokens = 32).await;
+    let session = world.session().await;
+    let mut ingest = world.ingest(&session).await;
+    ingest.chunk(chunk(1, "some text")).await.unwrap();
+    for _ in 0..500 {
+        ingest.flush().await;
+    }
+    ingest.chunk(chunk(2, " and more")).await.unwrap();
+    let last = tokio::time::timeout(Duration::from_secs(60), ingest.finish()).await;
+    assert_eq!(last.unwrap().unwrap().unwrap().seq, 2);
+}

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use imprint_proto::v1;
 use tonic::{Code, Request, metadata::MetadataValue};
 
-use crate::support::{World, adapter, ask, fields, refused};
+use crate::support::{World, adapter, ask, chunk, fields, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_created_shown_and_deleted() {
@@ -557,4 +557,50 @@ async fn a_forgotten_document_is_as_if_it_had_never_come() {
         Code::FailedPrecondition,
         "DOCUMENT_CLOSED",
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_session_is_over_makes_a_new_one() {
+    let world = World::tiny().await;
+    let request = v1::CreateSessionRequest {
+        request_id: "r1".into(),
+        ttl: Some(prost_types::Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
+        ..Default::default()
+    };
+    let first = world.create(request.clone()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    let second = world.create(request).await.unwrap();
+    assert_ne!(first.session_id, second.session_id);
+    world.get(&second.session_id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_of_a_session_that_is_deleted_meanwhile_leaves_nothing() {
+    let world = World::tiny_with(|config| config.ingest.unread_tokens = 16).await;
+    let source = world.session().await;
+    let mut ingest = world.ingest(&source).await;
+    // The engine has much to read before it comes to the fork.
+    let text = "some words of a long text, ".repeat(2000);
+    ingest.chunk(chunk(1, &text)).await.unwrap();
+    let request = v1::ForkSessionRequest {
+        session_id: source.clone(),
+        ..Default::default()
+    };
+    let mut sessions = world.sessions();
+    let (forked, deleted) = tokio::join!(sessions.fork_session(request), async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let request = v1::DeleteSessionRequest { session_id: source };
+        world.sessions().delete_session(request).await
+    });
+    deleted.unwrap();
+    refused(&forked.unwrap_err(), Code::NotFound, "SESSION_NOT_FOUND");
+    let left = world
+        .sessions()
+        .list_sessions(v1::ListSessionsRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(left.into_inner().sessions, []);
 }

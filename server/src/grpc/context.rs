@@ -123,7 +123,16 @@ impl Stream {
                     return Err(Error::ShuttingDown.into());
                 }
                 Next::Message(None) => return self.last(session, &mut progress, told).await,
-                Next::Message(Some(message)) => self.handle(session, message).await?,
+                Next::Message(Some(message)) => {
+                    // A chunk waits for room before it is taken, and for nothing behind that: giving up takes nothing.
+                    let (answers, mut phase) = (self.answers.clone(), self.phase.clone());
+                    tokio::select! {
+                        biased;
+                        done = self.handle(session, message) => done?,
+                        () = answers.closed() => return Ok(()),
+                        () = reached(&mut phase, Phase::Over) => return Err(Error::ShuttingDown.into()),
+                    }
+                }
             }
         }
     }
@@ -178,7 +187,12 @@ impl Stream {
         mut told: u64,
     ) -> Result<(), Status> {
         let before = progress.borrow().announced;
-        let Some(seq) = session.publish().await? else {
+        let seq = tokio::select! {
+            () = self.answers.closed() => return Ok(()),
+            () = reached(&mut self.phase, Phase::Over) => return Err(Error::ShuttingDown.into()),
+            seq = session.publish() => seq?,
+        };
+        let Some(seq) = seq else {
             return Ok(());
         };
         loop {

@@ -28,7 +28,7 @@ use super::{Shared, at, count, duration, reached};
 use crate::{
     edge::{Phase, deadline, tenant},
     engine_thread::{Handle, Reply},
-    sessions::session::User,
+    sessions::session::{INLINE_BYTES, User},
     status::Error,
 };
 
@@ -42,6 +42,23 @@ pub struct Service(pub Arc<Shared>);
 
 type Answer = Result<v1::GenerateResponse, Status>;
 
+impl Service {
+    /// Checks a request with so many bytes to tokenise, on a thread for blocking work if they are many.
+    async fn checked<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        check: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        if bytes <= INLINE_BYTES {
+            return check(&self.0);
+        }
+        let shared = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || check(&shared))
+            .await
+            .map_err(|_| Error::Internal("tokenising panicked"))?
+    }
+}
+
 #[async_trait]
 impl GenerationService for Service {
     type GenerateStream = ReceiverStream<Answer>;
@@ -53,7 +70,10 @@ impl GenerationService for Service {
         let arrived = Instant::now();
         let (tenant, deadline) = (tenant(&request)?, deadline(&request));
         let permit = self.0.admit()?;
-        let ask = ask::generate(&self.0, request.into_inner())?;
+        let request = request.into_inner();
+        let bytes = ask::bytes(request.prompt.as_ref());
+        let ask = self.checked(bytes, |shared| ask::generate(shared, request));
+        let ask = ask.await?;
         let user = ask::adapter(&self.0, &tenant, &ask.adapter, deadline).await?;
         let request = self.0.request_id();
         let command = Command::Generate {
@@ -69,7 +89,10 @@ impl GenerationService for Service {
         let room = ask.max_tokens.min(self.0.engine.model().context_length) + 2;
         let waited = arrived.elapsed();
         let replies = self.0.engine.request(command, room).await?;
-        let (answers, receiver) = mpsc::channel(ANSWERS);
+        let (answers, receiver) = mpsc::channel(ANSWERS + 1);
+        // One place is kept for an error: whatever the reader has left unread, it learns that the answer is cut short.
+        let last = answers.clone().try_reserve_owned();
+        let last = last.map_err(|_| Error::Internal("a new queue is full"))?;
         let run = Run {
             engine: self.0.engine.clone(),
             text: self.0.text.clone(),
@@ -81,7 +104,7 @@ impl GenerationService for Service {
             logprobs: ask.logprobs,
             guards: (permit, user),
         };
-        tokio::spawn(run.run(replies, Stops::new(ask.stop)));
+        tokio::spawn(run.run(replies, Stops::new(ask.stop), last));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -91,7 +114,12 @@ impl GenerationService for Service {
     ) -> Result<Response<v1::ScoreResponse>, Status> {
         let (tenant, deadline) = (tenant(&request)?, deadline(&request));
         let permit = self.0.admit()?;
-        let ask = ask::score(&self.0, request.into_inner())?;
+        let request = request.into_inner();
+        let bytes = ask::bytes(request.prompt.as_ref())
+            .saturating_add(ask::continuation_bytes(&request.continuations));
+        let ask = self
+            .checked(bytes, |shared| ask::score(shared, request))
+            .await?;
         let user = ask::adapter(&self.0, &tenant, &ask.adapter, deadline).await?;
         let request = self.0.request_id();
         let command = Command::Score {
@@ -204,11 +232,15 @@ enum Step {
 }
 
 impl Run {
-    async fn run(mut self, mut replies: mpsc::Receiver<Reply>, mut stops: Stops) {
+    async fn run(
+        mut self,
+        mut replies: mpsc::Receiver<Reply>,
+        mut stops: Stops,
+        last: mpsc::OwnedPermit<Answer>,
+    ) {
         if let Err(error) = self.generate(&mut replies, &mut stops).await {
             self.engine.cancel(self.request);
-            // The reader may have gone, and does not get an error if it has not read what came before.
-            drop(self.answers.try_send(Err(error.into())));
+            last.send(Err(error.into()));
         }
         drop(self.guards);
     }

@@ -10,7 +10,7 @@ use std::{
 
 use engine::{Command, Seq, TokenId};
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, mpsc},
     time::{Instant, sleep_until},
 };
 
@@ -27,6 +27,17 @@ pub(super) struct Item {
     pub(super) attach: Attach,
     /// Tokens' room to be given back once they are fed.
     pub(super) room: usize,
+    /// States that the commands free: given back once the engine has been told.
+    pub(super) states: Option<OwnedSemaphorePermit>,
+}
+
+impl Item {
+    /// The item never reaches the engine: a copy that would have begun with it is gone.
+    pub(super) fn abandon(self) {
+        if let Attach::Session(link) = self.attach {
+            link.progress.send_modify(|progress| progress.closed = true);
+        }
+    }
 }
 
 /// Feeds the engine until the session has ended. All chunks up to `fed` are fed already.
@@ -34,8 +45,22 @@ pub(super) async fn run(
     session: Weak<Session>,
     engine: Handle,
     link: Arc<Link>,
-    mut fed: Seq,
+    fed: Seq,
     mut items: mpsc::UnboundedReceiver<Item>,
+) {
+    run_to_the_end(session, engine, link, fed, &mut items).await;
+    items.close();
+    while let Ok(item) = items.try_recv() {
+        item.abandon();
+    }
+}
+
+async fn run_to_the_end(
+    session: Weak<Session>,
+    engine: Handle,
+    link: Arc<Link>,
+    mut fed: Seq,
+    items: &mut mpsc::UnboundedReceiver<Item>,
 ) {
     let idle = session.upgrade().and_then(|session| session.idle_publish());
     let mut due = None;
@@ -45,12 +70,18 @@ pub(super) async fn run(
             biased;
             item = items.recv() => {
                 let Some(item) = item else { return };
+                if matches!(item.attach, Attach::Session(_)) && link.credit.is_closed() {
+                    // What came before may have been passed over: a copy would have a hole.
+                    item.abandon();
+                    continue;
+                }
                 let last = item.commands.iter().any(|command| matches!(command, Command::Close { .. }));
                 let publishes = item.commands.iter().any(|command| matches!(command, Command::Publish { .. }));
                 let chunk = matches!(item.attach, Attach::Nobody);
                 if feed(&engine, &link, &mut fed, item.commands, item.attach).await.is_none() || last {
                     return;
                 }
+                drop(item.states);
                 if let Some(session) = session.upgrade() {
                     session.free(item.room);
                 }

@@ -13,9 +13,12 @@ use std::{
 use engine::{Command, DocumentId, Seq, SessionError, SessionId, Strategy, TokenId, Version};
 use lm::text::{DocumentTokenizer, Text};
 use store::{Appended, Chunk, Content, Place, Store};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 
-use super::feed::{self, Item};
+use super::{
+    feed::{self, Item},
+    states::States,
+};
 use crate::{
     auth::Tenant,
     engine_thread::{Attach, Handle, Link, Progress},
@@ -23,7 +26,9 @@ use crate::{
 };
 
 /// Text beyond so many bytes is tokenised on a thread for blocking work.
-const INLINE_BYTES: usize = 16 << 10;
+pub(crate) const INLINE_BYTES: usize = 16 << 10;
+/// Tokens' room that an item takes by itself: what has few tokens, or none, takes memory, too.
+const ITEM: usize = 16;
 
 /// What all sessions of a server have in common.
 #[derive(Clone, Debug)]
@@ -40,6 +45,8 @@ pub struct Rules {
     pub waiting_tokens: usize,
     /// Context tokens that the engine holds unread, over those of the open window.
     pub unread_tokens: usize,
+    /// States that all sessions may have, as the engine bounds them.
+    pub states: States,
     /// How long after the last chunk a version is published unasked.
     pub idle_publish: Option<Duration>,
     /// Ids are below this: the model's, which may be more than the tokenizer's.
@@ -130,6 +137,8 @@ pub struct Session {
     items: Mutex<Option<mpsc::UnboundedReceiver<Item>>>,
     /// Tokens that may still wait in the feed: its bound.
     room: Arc<Semaphore>,
+    /// Its part of all sessions' states.
+    states: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// What only the writer touches.
@@ -241,6 +250,7 @@ impl Session {
             feed,
             items: Mutex::new(Some(items)),
             room,
+            states: Mutex::default(),
         }
     }
 
@@ -354,19 +364,13 @@ impl Session {
             return Err(Error::Context(error));
         }
         let plan = self.plan(&writer, &chunk, &place).await?;
-        let tokens = plan.count().min(rules.waiting_tokens);
         // Waits while the engine is behind: the client is slowed down here.
-        let room = self
-            .room
-            .acquire_many(u32::try_from(tokens).unwrap_or(u32::MAX))
-            .await;
-        room.map_err(|_| Error::UnknownSession(self.name.clone()))?
-            .forget();
+        let room = self.wait_for_room(plan.count()).await?;
         let end = chunk.end_of_document;
-        if let Err(error) = self.rooms.store.append(&self.name, seq, chunk) {
-            self.free(tokens);
-            return Err(error.into());
+        if place.begins {
+            self.grow(self.document_count() + 1)?;
         }
+        self.rooms.store.append(&self.name, seq, chunk)?;
         // From here on nothing waits and nothing fails.
         let commands = self.apply(&mut writer, plan, seq, bytes, end, &place);
         self.rooms
@@ -376,14 +380,61 @@ impl Session {
         self.put(Item {
             commands,
             attach: Attach::Nobody,
-            room: tokens,
+            room: taken(room),
+            states: None,
         });
         Ok(Taken { duplicate: false })
     }
 
+    /// Takes the states of so many documents. If less comes of it, they serve the next ones.
+    pub(super) fn grow(&self, documents: usize) -> Result<(), Error> {
+        let mut mine = locked(&self.states);
+        let have = mine.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = States::of(self.strategy, documents).saturating_sub(have);
+        let more = self.rooms.rules.states.take(more);
+        let more = more.map_err(Error::Context)?;
+        match mine.as_mut() {
+            Some(mine) => mine.merge(more),
+            None => *mine = Some(more),
+        }
+        Ok(())
+    }
+
+    /// States that are not needed for so many documents.
+    fn shrink(&self, documents: usize) -> Option<OwnedSemaphorePermit> {
+        let mut mine = locked(&self.states);
+        let mine = mine.as_mut()?;
+        let less = States::of(self.strategy, documents);
+        mine.split(mine.num_permits().saturating_sub(less))
+    }
+
+    /// Takes no context if `from` takes none.
+    pub(super) fn fail_like(&self, from: &Self) {
+        let failed = from.rooms.link.progress.borrow().failed.clone();
+        if failed.is_some() {
+            self.rooms
+                .link
+                .progress
+                .send_modify(|progress| progress.failed = failed);
+        }
+    }
+
+    /// Waits for an item's room in the feed, which is given back if the permit is dropped.
+    async fn wait_for_room(&self, tokens: usize) -> Result<SemaphorePermit<'_>, Error> {
+        let room = tokens
+            .saturating_add(ITEM)
+            .min(self.rooms.rules.waiting_tokens);
+        self.room
+            .acquire_many(u32::try_from(room).unwrap_or(u32::MAX))
+            .await
+            .map_err(|_| Error::UnknownSession(self.name.clone()))
+    }
+
     fn put(&self, item: Item) {
-        // The receiver ends with the session, and then nobody needs the item.
-        drop(self.feed.send(item));
+        // The receiver ends with the session, and then the item is nobody's.
+        if let Err(mpsc::error::SendError(item)) = self.feed.send(item) {
+            item.abandon();
+        }
     }
 
     /// Works out what a new chunk comes to.
@@ -524,24 +575,45 @@ impl Session {
         commands
     }
 
-    /// Asks for a version of all that was accepted; returns the `seq` that will be in it, or `None` if nothing ever was.
+    /// Asks for a version of all that was accepted; returns the `seq` that will be in it, or `None` if nothing ever was. Waits
+    /// for room, as a chunk does; nothing is asked if the wait is given up.
     ///
     /// # Errors
     /// [`Error::Text`] if the held-back end cannot be tokenised; [`Error::UnknownSession`] if the session is gone.
     pub async fn publish(&self) -> Result<Option<u64>, Error> {
         let writer = self.writer().await?;
-        self.publish_with(&writer)
+        let Some((seq, command, tokens)) = self.publication(&writer)? else {
+            return Ok(None);
+        };
+        let room = self.wait_for_room(tokens).await?;
+        self.put(Item {
+            commands: vec![command],
+            attach: Attach::Nobody,
+            room: taken(room),
+            states: None,
+        });
+        Ok(Some(seq))
     }
 
-    /// As `publish`, unless somebody writes just now: `false` then.
+    /// As `publish`, unless somebody writes just now: `false` then. The feed itself asks, so it waits for no room: there is one
+    /// such publication at most.
     pub(super) fn try_publish(&self) -> Result<bool, Error> {
         let Ok(writer) = self.writer.try_lock() else {
             return Ok(false);
         };
-        self.publish_with(&writer).map(|_| true)
+        if let Some((_, command, _)) = self.publication(&writer)? {
+            self.put(Item {
+                commands: vec![command],
+                attach: Attach::Nobody,
+                room: 0,
+                states: None,
+            });
+        }
+        Ok(true)
     }
 
-    fn publish_with(&self, writer: &Writer) -> Result<Option<u64>, Error> {
+    /// The command for a version of all that was accepted, with its `seq` and its tokens.
+    fn publication(&self, writer: &Writer) -> Result<Option<(u64, Command, usize)>, Error> {
         if writer.accepted == 0 {
             return Ok(None);
         }
@@ -553,17 +625,13 @@ impl Session {
             Some(tokenizer) => tokenizer.provisional(&self.rooms.rules.document_suffix)?,
             None => Vec::new(),
         };
+        let tokens = provisional.len();
         let command = Command::Publish {
             session: self.id,
             seq: Seq(writer.accepted),
             provisional,
         };
-        self.put(Item {
-            commands: vec![command],
-            attach: Attach::Nobody,
-            room: 0,
-        });
-        Ok(Some(writer.accepted))
+        Ok(Some((writer.accepted, command, tokens)))
     }
 
     /// Forgets a document.
@@ -600,12 +668,16 @@ impl Session {
             commands: vec![command],
             attach: Attach::Forget(done),
             room: 0,
+            states: self.shrink(self.document_count()),
         });
         drop(writer);
-        forgotten
-            .await
-            .map_err(|_| Error::EngineStopped)?
-            .map_err(Error::Context)
+        match forgotten.await {
+            Ok(done) => done.map_err(Error::Context),
+            Err(_) if self.rooms.link.progress.borrow().closed => {
+                Err(Error::UnknownSession(self.name.clone()))
+            }
+            Err(_) => Err(Error::EngineStopped),
+        }
     }
 
     /// Takes over what `from` has, its writer being held, and begins to feed the engine behind it.
@@ -627,6 +699,7 @@ impl Session {
             commands: vec![command],
             attach: Attach::Session(link),
             room: 0,
+            states: None,
         });
     }
 
@@ -642,8 +715,16 @@ impl Session {
             commands: vec![Command::Close { session: self.id }],
             attach: Attach::Nobody,
             room: 0,
+            states: locked(&self.states).take(),
         });
     }
+}
+
+/// Keeps what a permit stands for, and says how much that is.
+fn taken(permit: SemaphorePermit<'_>) -> usize {
+    let tokens = permit.num_permits();
+    permit.forget();
+    tokens
 }
 
 fn field(content: &Content) -> &'static str {

@@ -4,7 +4,6 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::Arc,
     time::Instant,
 };
 
@@ -247,6 +246,29 @@ pub(super) fn score(shared: &Shared, request: v1::ScoreRequest) -> Result<Score,
     })
 }
 
+/// Bytes of text that a prompt brings to the tokenizer.
+pub(super) fn bytes(prompt: Option<&v1::Prompt>) -> usize {
+    match prompt.and_then(|prompt| prompt.form.as_ref()) {
+        None | Some(Form::TokenIds(_)) => 0,
+        Some(Form::Text(text) | Form::Question(text)) => text.len(),
+        // A template may put a line around each message.
+        Some(Form::Chat(chat)) => chat
+            .messages
+            .iter()
+            .map(|message| message.role.len() + message.content.len() + 16)
+            .sum(),
+    }
+}
+
+/// Bytes of text that continuations bring to the tokenizer.
+pub(super) fn continuation_bytes(continuations: &[v1::Continuation]) -> usize {
+    let bytes = |one: &v1::Continuation| match &one.form {
+        Some(continuation::Form::Text(text)) => text.len(),
+        Some(continuation::Form::TokenIds(_)) | None => 0,
+    };
+    continuations.iter().map(bytes).sum()
+}
+
 /// Whether something is there and not too long.
 fn bounded(check: &mut Check, field: &str, bytes: usize, limit: usize) -> bool {
     if bytes == 0 {
@@ -379,6 +401,7 @@ pub(super) async fn adapter(
         if now.applied >= wanted.min_seq && now.version >= wanted.min_version {
             return Ok(Some(user));
         }
+        // Nothing behind what was refused is ever applied: what is wanted and not there yet does not come.
         if let Some(error) = now.failed.or(now.refused) {
             return Err(Error::Context(error));
         }
@@ -386,7 +409,11 @@ pub(super) async fn adapter(
         let has_come = now.accepted >= wanted.min_seq && now.accepted > now.applied.max(asked);
         if has_come {
             asked = now.accepted;
-            Arc::clone(&session).publish().await?;
+            tokio::select! {
+                published = session.publish() => drop(published?),
+                () = reached(&mut phase, Phase::Over) => return Err(Error::ShuttingDown),
+                () = at(deadline) => return Err(Error::Deadline("waiting for the session's version")),
+            }
             continue;
         }
         tokio::select! {
