@@ -21,8 +21,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const ECHO: usize = 64;
 /// Violations that are told.
 const VIOLATIONS: usize = 16;
-/// Characters of a message, whatever it quotes.
-const MESSAGE: usize = 4096;
+/// Characters of a message that may quote what a client sent.
+const MESSAGE: usize = 256;
 
 /// The beginning of a client's text, as much as is told back.
 #[must_use]
@@ -188,7 +188,8 @@ fn message(error: &Error) -> String {
             | store::Error::NameTooLong { .. }
             | store::Error::Full { .. } => store.to_string(),
         },
-        error => cut(&error.to_string(), MESSAGE),
+        Error::Text(_) | Error::Malformed(_) => cut(&error.to_string(), MESSAGE),
+        error => error.to_string(),
     }
 }
 

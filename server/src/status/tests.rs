@@ -61,6 +61,7 @@ fn what_a_client_sent_is_told_back_in_part_only() {
         Error::UnknownModel(long.clone()),
         Error::UnknownDocument(long.clone()),
         Error::RequestReused(long.clone()),
+        Error::Malformed(long.clone()),
         Error::Store(store::Error::NameUsed(long.clone())),
         Error::Store(store::Error::MixedContent(long)),
         Error::Invalid(vec![violation; 1000]),
