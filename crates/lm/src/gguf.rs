@@ -118,6 +118,7 @@ impl Gguf {
         &self.path
     }
 
+    #[cfg(test)]
     pub(crate) fn value(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)
     }
@@ -127,6 +128,7 @@ impl Gguf {
     }
 
     /// Names of all tensors, in no order.
+    #[cfg(test)]
     pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }

@@ -10,7 +10,6 @@ mod config;
 mod error;
 mod files;
 mod forward;
-#[allow(dead_code, reason = "the text side reads the rest")]
 mod gguf;
 mod kv;
 mod oneshot;
