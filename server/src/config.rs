@@ -92,6 +92,7 @@ pub struct Ingest {
     /// How long after a session's last chunk a version of it is published without being asked for, in milliseconds; 0: never.
     pub idle_publish_ms: u64,
     /// Context tokens of a session that are accepted and wait for the engine.
+    /// Each chunk and each flush counts as 16 more.
     pub waiting_tokens: usize,
     /// Context tokens of a session that the engine holds unread, over those of its open window.
     pub unread_tokens: usize,

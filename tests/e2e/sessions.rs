@@ -578,6 +578,39 @@ async fn a_request_whose_session_is_over_makes_a_new_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_fork_that_fails_when_its_client_has_gone_leaves_nothing() {
+    let world = World::tiny_with(|config| config.ingest.unread_tokens = 16).await;
+    let source = world.session().await;
+    let mut ingest = world.ingest(&source).await;
+    let text = "some words of a long text, ".repeat(2000);
+    ingest.chunk(chunk(1, &text)).await.unwrap();
+    let request = v1::ForkSessionRequest {
+        session_id: source.clone(),
+        ..Default::default()
+    };
+    let mut sessions = world.sessions();
+    let fork = sessions.fork_session(request);
+    let gone = tokio::time::timeout(Duration::from_millis(20), fork).await;
+    gone.unwrap_err();
+    let count = async || {
+        let list = v1::ListSessionsRequest::default();
+        let list = world.sessions().list_sessions(list).await.unwrap();
+        list.into_inner().sessions.len()
+    };
+    assert_eq!(count().await, 2, "the copy is not yet there");
+    let request = v1::DeleteSessionRequest { session_id: source };
+    world.sessions().delete_session(request).await.unwrap();
+    let left = async {
+        while count().await > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), left)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fork_of_a_session_that_is_deleted_meanwhile_leaves_nothing() {
     let world = World::tiny_with(|config| config.ingest.unread_tokens = 16).await;
     let source = world.session().await;
