@@ -185,7 +185,7 @@ pub struct Site {
     /// [Dout, R2]
     pub(crate) b: Linear,
     pub(crate) writer: Writer,
-    /// Gain of the norm of h, [D].
+    /// Gain of the norm of h, `[D]`.
     pub(crate) gain: Tensor,
     /// lambda of the ridge read-out.
     pub(crate) ridge: Option<f64>,
@@ -327,7 +327,7 @@ impl Site {
     }
 }
 
-/// Keys and values of the published form, with n = RMSNorm(h): (k = A2 n [T, R1], v = A3 n [T, R2]). h [T, D], gain [D].
+/// Keys and values of the published form, with n = RMSNorm(h): (k = A2 n [T, R1], v = A3 n [T, R2]). h [T, D], gain `[D]`.
 fn published(
     a2: &Linear,
     a3: &Linear,
@@ -350,7 +350,7 @@ struct Associative {
     values: Tensor,
 }
 
-/// k, v of the associative form. x [T, Din], h [T, D], u [T, D], gain [D].
+/// k, v of the associative form. x [T, Din], h [T, D], u [T, D], gain `[D]`.
 fn associative(
     a1: &Linear,
     a3: &Linear,

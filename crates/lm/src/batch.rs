@@ -89,9 +89,9 @@ pub(crate) struct Batch<'a, 'w> {
     any_core: bool,
     /// All tokens of the batch at its start, T.
     pub(crate) tokens: Vec<u32>,
-    /// Their positions, [T].
+    /// Their positions, `[T]`.
     pub(crate) positions: Vec<u32>,
-    /// Their places in the cache, [T].
+    /// Their places in the cache, `[T]`.
     slots: Vec<u32>,
     /// The rows that still have tokens.
     spans: Vec<Span>,

@@ -35,7 +35,7 @@ pub struct Lm {
     /// [V, D]
     embedding: Arc<Linear>,
     layers: Vec<Layer>,
-    /// [D]
+    /// `[D]`
     final_norm: Tensor,
     /// [V, D]; the embedding where the two are tied.
     head: Arc<Linear>,
@@ -55,7 +55,7 @@ pub struct Output {
 
 #[derive(Debug)]
 struct Layer {
-    /// [D]
+    /// `[D]`
     input_norm: Tensor,
     /// [H Dh, D]
     q: Projection,
@@ -65,11 +65,11 @@ struct Layer {
     v: Projection,
     /// [D, H Dh]
     o: Projection,
-    /// [Dh]
+    /// `[Dh]`
     q_norm: Option<Tensor>,
-    /// [Dh]
+    /// `[Dh]`
     k_norm: Option<Tensor>,
-    /// [D]
+    /// `[D]`
     post_norm: Tensor,
     /// [F, D]
     gate: Projection,
@@ -86,7 +86,7 @@ struct Projection {
     module: Module,
     /// [out, in]
     weight: Linear,
-    /// [out]
+    /// `[out]`
     bias: Option<Tensor>,
 }
 
@@ -400,7 +400,7 @@ impl Lm {
         Some((self.generator.as_ref()?, index))
     }
 
-    /// A linear's output as heads [T, heads, Dh], each normed with `norm` [Dh] if there is one.
+    /// A linear's output as heads [T, heads, Dh], each normed with `norm` `[Dh]` if there is one.
     fn heads(
         &self,
         projection: &Projection,

@@ -154,7 +154,7 @@ impl Weights {
         })
     }
 
-    /// A vector [n], in f32.
+    /// A vector `[n]`, in f32.
     pub(crate) fn vector(&mut self, name: &str, size: usize, rows: Rows) -> Result<Tensor, Error> {
         let raw = self.read(name, &[size])?;
         let bytes = match rows {
@@ -190,7 +190,7 @@ impl Weights {
         Ok(Tensor::from_vec(values, size, &Device::Cpu)?)
     }
 
-    /// GGUF's divisors of the rotary frequencies, if there are any, [n].
+    /// GGUF's divisors of the rotary frequencies, if there are any, `[n]`.
     pub(crate) fn rope_divisors(&mut self, size: usize) -> Result<Option<Vec<f32>>, Error> {
         if !self.has(ROPE_DIVISORS) {
             return Ok(None);
