@@ -58,11 +58,12 @@ impl Repository {
         command
     }
 
-    /// Builds the program `imprint` in the dev profile and returns where it lies.
+    /// Builds the program `imprint` with all tests, in the dev profile, and returns where it lies.
+    ///
+    /// One build serves every stage: cargo resolves other features without the tests, and would compile the dependencies twice.
     pub(crate) fn imprint(&self) -> Result<PathBuf> {
-        let mut build = self.cargo(
-            "build --workspace --locked --bin imprint --message-format json-render-diagnostics",
-        );
+        let mut build = self
+            .cargo("test --workspace --locked --no-run --message-format json-render-diagnostics");
         let output = build
             .stderr(Stdio::inherit())
             .output()
@@ -74,6 +75,8 @@ impl Repository {
         messages
             .lines()
             .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|message| message["target"]["name"] == "imprint")
+            .filter(|message| message["profile"]["test"] == false)
             .find_map(|message| message["executable"].as_str().map(PathBuf::from))
             .context("cargo built no program")
     }
