@@ -365,7 +365,7 @@ fn associative(
     let own = a3n.forward(&n)?; // [T, R2]
     let brought = a3.forward(u)?; // [T, R2]
     let pairs = own.dim(0)? - 1;
-    let values = (own.narrow(0, 0, pairs)? + brought.narrow(0, 1, pairs)?)?; // [T - 1, R2]
+    let values = kernels::add(&own.narrow(0, 0, pairs)?, &brought.narrow(0, 1, pairs)?)?; // [T - 1, R2]
     Ok(Associative {
         keys,
         own,
@@ -385,7 +385,7 @@ impl Associative {
         skip: bool,
     ) -> Result<(), Error> {
         if let Some(Pending { key, own }) = site.pending.take() {
-            let value = (own + self.brought.narrow(0, range.start, 1)?)?; // [1, R2]
+            let value = kernels::add(&own, &self.brought.narrow(0, range.start, 1)?)?; // [1, R2]
             site.accumulate(&key, &value, 0..1)?;
         }
         let (first, last) = (range.start + usize::from(skip), range.end - 1);
@@ -398,7 +398,7 @@ impl Associative {
             let key = self.keys.narrow(0, last, 1)?.copy()?; // [1, R1]
             let own = self.own.narrow(0, last, 1)?.copy()?; // [1, R2]
             match next {
-                Some(brought) => site.accumulate(&key, &(own + brought)?, 0..1)?,
+                Some(brought) => site.accumulate(&key, &kernels::add(&own, &brought)?, 0..1)?,
                 None => site.pending = Some(Pending { key, own }),
             }
         }

@@ -142,10 +142,9 @@ impl SiteWindow {
         if range.is_empty() {
             return Ok(());
         }
-        kernels::accumulate_outer(&self.sums.s, k, v, range.clone())?;
-        if let Some(g) = &self.sums.g {
-            kernels::accumulate_outer(g, k, k, range.clone())?;
-        }
+        let mut sums = vec![(&self.sums.s, v)];
+        sums.extend(self.sums.g.as_ref().map(|g| (g, k)));
+        kernels::accumulate_outer(&sums, k, range.clone())?;
         if let Some(mass) = &mut self.sums.mass {
             let norms = |rows: &Tensor| -> Result<Vec<f64>, Error> {
                 let rows = rows.narrow(0, range.start, range.len())?; // [Tr, R]

@@ -132,8 +132,9 @@ fn imprint(criterion: &mut Criterion) {
         b.iter(|| apply_cores(black_box(&a), &rows, r).unwrap());
     });
     let acc = random((r, r));
-    group.bench_function("accumulate_outer, 256 tokens", |b| {
-        b.iter(|| accumulate_outer(&acc, black_box(&a), &k, 0..256).unwrap())
+    let gram = random((r, r));
+    group.bench_function("accumulate_outer, 256 tokens, both sums", |b| {
+        b.iter(|| accumulate_outer(&[(&acc, &k), (&gram, &a)], black_box(&a), 0..256).unwrap())
     });
     group.throughput(Throughput::Elements((8 * r * r) as u64));
     let cores: Vec<_> = (0..8).map(|_| random((r, r))).collect();

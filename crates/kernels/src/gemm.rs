@@ -16,8 +16,9 @@ use crate::simd::{Isa, Kernel, LANES, run};
 
 /// Steps of K at a time at most: 16 columns x 288 f32 are 18 KB of a 32 KB L1.
 pub(crate) const STRETCH: usize = 288;
-/// Rows that one packed stretch is multiplied with: 240 rows x 288 steps are half of a 512 KB L2.
-pub(crate) const ROWS: usize = 240;
+/// Rows that one packed stretch is multiplied with: 256 rows x 288 steps are 288 KB of a 512 KB L2, and a window of
+/// 256 tokens is one part.
+pub(crate) const ROWS: usize = 256;
 /// Rows from which packing a stretch of sixteen columns pays.
 const PACK_ROWS: usize = 8;
 

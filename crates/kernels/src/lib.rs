@@ -17,6 +17,7 @@ mod norm;
 mod outer;
 mod rope;
 mod simd;
+mod sum;
 
 pub use attention::{AttentionRow, kv_append, paged_attention};
 pub use blocks::WeightFormat;
@@ -26,3 +27,4 @@ pub use linear::Linear;
 pub use norm::{rms_norm, silu_mul};
 pub use outer::accumulate_outer;
 pub use rope::rope;
+pub use sum::add;

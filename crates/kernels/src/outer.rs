@@ -8,40 +8,60 @@ mod tests;
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
 use crate::{
-    floats::{floats_mut, floats_of},
+    floats::{Floats, floats_mut, floats_of},
     gemm::{Begin, Product, Right, products},
 };
 
-/// acc [R1, R2] += Σ_t k_t v_tᵀ in place, k [T, R1], v [T, R2], token after token (so that any cut of
-/// the tokens into calls gives the same bits). A call may name a sub-range of rows.
+/// acc [R1, R2] += Σ_t k_t v_tᵀ in place for each pair (acc, v) of `sums`, k [T, R1], v [T, R2], token after token (so
+/// that any cut of the tokens into calls gives the same bits). A call may name a sub-range of rows.
 ///
-/// acc must own its storage: k and v may be the same tensor, acc neither of them.
-pub fn accumulate_outer(acc: &Tensor, k: &Tensor, v: &Tensor, rows: Range<usize>) -> Result<()> {
-    let ((r1, r2), (t, k1), (vt, v2)) = (acc.dims2()?, k.dims2()?, v.dims2()?);
-    if (k1, v2) != (r1, r2) || vt != t {
-        bail!(
-            "outer products of {:?} and {:?} into {:?}",
-            k.shape(),
-            v.shape(),
-            acc.shape()
-        )
+/// An acc must own its storage: k and the v may be the same tensor, acc none of them. Shapes are checked before anything is written.
+pub fn accumulate_outer(sums: &[(&Tensor, &Tensor)], k: &Tensor, rows: Range<usize>) -> Result<()> {
+    let (t, r1) = k.dims2()?;
+    for (acc, v) in sums {
+        let ((a1, r2), (vt, v2)) = (acc.dims2()?, v.dims2()?);
+        if (a1, v2) != (r1, r2) || vt != t {
+            bail!(
+                "outer products of {:?} and {:?} into {:?}",
+                k.shape(),
+                v.shape(),
+                acc.shape()
+            )
+        }
     }
     if rows.start > rows.end || rows.end > t {
         bail!("rows {rows:?} of {t}")
     }
-    acc.inplace_op3(&k.contiguous()?, &v.contiguous()?, &Outer { r1, r2, rows })
+    let keys = {
+        let k = k.contiguous()?;
+        let k = Floats::of(&k)?; // [T, R1]
+        transpose(&k[rows.start * r1..rows.end * r1], rows.len(), r1) // [R1, Tr]: its rows meet rows of acc
+    };
+    for (acc, v) in sums {
+        acc.inplace_op2(
+            &v.contiguous()?,
+            &Outer {
+                keys: &keys,
+                first: rows.start,
+                count: rows.len(),
+            },
+        )?;
+    }
+    Ok(())
 }
 
-struct Outer {
-    r1: usize,
-    r2: usize,
-    rows: Range<usize>,
+struct Outer<'a> {
+    /// [R1, count]
+    keys: &'a [f32],
+    /// The row of v that belongs to the first key.
+    first: usize,
+    count: usize,
 }
 
-impl InplaceOp3 for Outer {
+impl InplaceOp2 for Outer<'_> {
     fn name(&self) -> &'static str {
         "accumulate_outer"
     }
@@ -50,25 +70,17 @@ impl InplaceOp3 for Outer {
         &self,
         acc: &mut CpuStorage,
         acc_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<()> {
+        let (_, r2) = acc_layout.shape().dims2()?;
         let acc = floats_mut(acc, acc_layout)?; // [R1, R2]
-        let (k, v) = (floats_of(k, k_layout)?, floats_of(v, v_layout)?); // [T, R1], [T, R2]
-        let &Self {
-            r1,
-            r2,
-            rows: Range { start, end },
-        } = self;
-        let v = &v[start * r2..end * r2];
-        let k = transpose(&k[start * r1..end * r1], end - start, r1); // [R1, T]: its rows meet rows of acc
+        let v = floats_of(v, v_layout)?; //        [T, R2]
         products(&mut [Product {
-            x: &k,
-            w: Right::Steps(v),
+            x: self.keys,
+            w: Right::Steps(&v[self.first * r2..(self.first + self.count) * r2]),
             out: acc,
-            k: end - start,
+            k: self.count,
             n: r2,
             begin: Begin::Out,
         }]);

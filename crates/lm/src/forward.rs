@@ -318,7 +318,7 @@ impl Lm {
         if batch.is_empty() {
             return Ok(None);
         }
-        let mut middle = (&h + self.linear(&layer.o, &a, batch)?)?; //                    [T, D]
+        let mut middle = kernels::add(&h, &self.linear(&layer.o, &a, batch)?)?; //          [T, D]
         let mut x = kernels::rms_norm(&middle, Some(&layer.post_norm), eps)?; //            [T, D]
         self.write(index, Module::GateProj, &x, &h, batch)?;
         self.write(index, Module::UpProj, &x, &h, batch)?;
@@ -342,7 +342,8 @@ impl Lm {
         if batch.is_empty() {
             return Ok(None);
         }
-        Ok(Some((middle + self.linear(&layer.down, &x, batch)?)?)) // [T, D]
+        let output = self.linear(&layer.down, &x, batch)?; // [T, D]
+        Ok(Some(kernels::add(&middle, &output)?))
     }
 
     /// y = W0 x + bias + the site's delta. x [T, in] -> [T, out].
@@ -370,7 +371,7 @@ impl Lm {
             return Ok(y);
         }
         match generator.sites()[index].delta(index, x, &rows)? {
-            Some(delta) => Ok((y + delta)?), // [T, out]
+            Some(delta) => Ok(kernels::add(&y, &delta)?), // [T, out]
             None => Ok(y),
         }
     }
