@@ -2,7 +2,7 @@
 //
 //     node llama_cpp.mjs MODEL.gguf THREADS
 //
-// {"op":"prefill","prompt":[ids]} reads a prompt; {"op":"decode","prompt":[ids],"batch":B,"tokens":N} reads the prompt into B
+// {"op":"prefill","prompts":[[ids], ...]} reads prompts side by side; {"op":"decode","prompt":[ids],"batch":B,"tokens":N} reads the prompt into B
 // sequences and then times N greedy tokens of each, all side by side. Answers are {"seconds","tokens"}; times are of the work
 // alone. Written to be run by the crate `bench`, which installs node-llama-cpp beside this file.
 import {createInterface} from "node:readline";
@@ -50,11 +50,11 @@ async function decode(sequence, last, tokens) {
 }
 
 const operations = {
-    async prefill({prompt}) {
-        const [sequence] = await sequencesOf(1);
+    async prefill({prompts}) {
+        const sequences = await sequencesOf(prompts.length);
         const start = performance.now();
-        await sequence.evaluateWithoutGeneratingNewTokens(prompt);
-        return {seconds: (performance.now() - start) / 1e3, tokens: prompt.length};
+        await Promise.all(sequences.map((sequence, i) => sequence.evaluateWithoutGeneratingNewTokens(prompts[i])));
+        return {seconds: (performance.now() - start) / 1e3, tokens: prompts.flat().length};
     },
     async decode({prompt, batch, tokens}) {
         const sequences = await sequencesOf(batch);

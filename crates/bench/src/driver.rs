@@ -91,15 +91,15 @@ impl Driver {
         Ok(request)
     }
 
-    /// Prompts read side by side by the bare model, until each has its first token.
+    /// Prompts read side by side, each with the adapter of its session or bare, until each has its first token.
     pub(crate) fn prefill<'a>(
         &mut self,
-        prompts: impl IntoIterator<Item = &'a [TokenId]>,
+        prompts: impl IntoIterator<Item = (Option<SessionId>, &'a [TokenId])>,
     ) -> Result<Duration> {
         let start = Instant::now();
         let mut left = 0_usize;
-        for prompt in prompts {
-            self.generate(None, prompt, 1)?;
+        for (session, prompt) in prompts {
+            self.generate(session, prompt, 1)?;
             left += 1;
         }
         self.until(|event| {
@@ -109,8 +109,12 @@ impl Driver {
         Ok(start.elapsed())
     }
 
-    /// A new session that has been told one document, and how long telling took: until the version that holds all of it.
-    pub(crate) fn ingest(&mut self, document: &[TokenId]) -> Result<(SessionId, Duration)> {
+    /// New sessions that have each been told one document, side by side, and how long telling took: until the versions
+    /// that hold all of it.
+    pub(crate) fn ingest(
+        &mut self,
+        documents: &[&[TokenId]],
+    ) -> Result<(Vec<SessionId>, Duration)> {
         let generator = self
             .engine
             .model()
@@ -118,23 +122,33 @@ impl Driver {
             .as_ref()
             .context("there is no generator: nothing can be ingested")?;
         let window = generator.window;
-        let session = SessionId(self.number());
-        self.push(Command::Open {
-            session,
-            strategy: Strategy::Parallel,
-            window,
-        })?;
-        self.until(|event| Ok(matches!(event, Event::Opened { .. })))?;
+        let mut sessions = Vec::new();
+        for _ in documents {
+            let session = SessionId(self.number());
+            self.push(Command::Open {
+                session,
+                strategy: Strategy::Parallel,
+                window,
+            })?;
+            self.until(|event| Ok(matches!(event, Event::Opened { .. })))?;
+            sessions.push(session);
+        }
         let start = Instant::now();
-        self.push(Command::Ingest {
-            session,
-            seq: Seq(1),
-            document: DocumentId(1),
-            tokens: document.to_vec(),
-            end_of_document: true,
+        for (session, document) in sessions.iter().zip(documents) {
+            self.push(Command::Ingest {
+                session: *session,
+                seq: Seq(1),
+                document: DocumentId(1),
+                tokens: document.to_vec(),
+                end_of_document: true,
+            })?;
+        }
+        let mut left = documents.len();
+        self.until(|event| {
+            left -= usize::from(matches!(event, Event::Applied { seq: Seq(1), .. }));
+            Ok(left == 0)
         })?;
-        self.until(|event| Ok(matches!(event, Event::Applied { seq: Seq(1), .. })))?;
-        Ok((session, start.elapsed()))
+        Ok((sessions, start.elapsed()))
     }
 
     /// Ends a session.

@@ -17,6 +17,8 @@ use crate::{
 
 /// Sequences of the batched cases.
 const BATCH: usize = 8;
+/// Tokens of each of the prompts that are read side by side.
+const PROMPT_OF_EIGHT: usize = 128;
 
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
@@ -33,10 +35,10 @@ pub struct Args {
     /// Repetitions of every case, after one that warms up and is not counted.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub repetitions: u16,
-    /// Tokens of the prompt that is read.
+    /// Tokens of the prompt that is read alone; eight side by side have 128 each.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u16).range(2..=1024))]
     pub prefill_tokens: u16,
-    /// Windows of the document that is ingested.
+    /// Windows of the document that is ingested alone; eight side by side have one each.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub ingest_windows: u16,
     /// Tokens of each answer, behind a prompt of 64.
@@ -66,6 +68,7 @@ pub fn run(args: &Args, model: &Path, generator: Option<&Path>, threads: usize) 
         decode_prompt_tokens: DECODE_PROMPT,
         decode_tokens: args.decode_tokens,
         batch: BATCH,
+        batch_prefill_tokens: PROMPT_OF_EIGHT,
     };
     let peers = peer.iter().map(|peer| peer.name.clone()).collect();
     let report = Report::new(
@@ -94,47 +97,76 @@ fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) ->
     let short = tokens(1, DECODE_PROMPT, vocab);
     let answer = usize::from(args.decode_tokens);
 
-    // One session for each row, each told something else.
-    let mut sessions = Vec::new();
-    if let Some(window) = window {
-        for row in 0..BATCH {
-            sessions.push(driver.ingest(&tokens(100 + row, window, vocab))?.0);
-        }
+    // Every row of a batch reads something else.
+    let windows: Vec<_> = (0..BATCH)
+        .map(|row| tokens(100 + row, window.unwrap_or(PROMPT_OF_EIGHT), vocab))
+        .collect();
+    let windows: Vec<_> = windows.iter().map(Vec::as_slice).collect();
+    let prompts = windows
+        .iter()
+        .map(|tokens| &tokens[..tokens.len().min(PROMPT_OF_EIGHT)]);
+    let prompts: Vec<_> = prompts.collect();
+    let read: usize = prompts.iter().map(|prompt| prompt.len()).sum();
+    let document = window.map(|window| tokens(2, window * usize::from(args.ingest_windows), vocab));
+
+    // Whose adapter each row runs with: none, or each its own.
+    let bare = [None; BATCH];
+    let mut own = Vec::new();
+    if window.is_some() {
+        own.extend(driver.ingest(&windows)?.0.into_iter().map(Some));
     }
 
     let mut samples = Samples::default();
     for _ in 0..=args.repetitions {
         samples.begin();
-        let time = driver.prefill([prompt.as_slice()])?;
-        samples.add("prefill", rate(prompt.len(), time));
-        if let Some(peer) = peer.as_deref_mut() {
-            samples.add("llama_cpp_prefill", peer.prefill(&prompt)?);
-        }
-
-        if let Some(window) = window {
-            // The same tokens in the same windows, once told and once merely read.
-            let document = tokens(2, window * usize::from(args.ingest_windows), vocab);
-            let read = driver.prefill(document.chunks(window))?;
-            let (session, told) = driver.ingest(&document)?;
-            driver.close(session)?;
-            samples.add("prefill_of_the_windows", rate(document.len(), read));
-            samples.add("ingest", rate(document.len(), told));
-        }
-
-        let mut rows: Vec<(&'static str, Vec<Option<SessionId>>)> = vec![
-            ("decode_1_bare", vec![None]),
-            ("decode_8_bare", vec![None; BATCH]),
+        let mut prefills = vec![
+            ("prefill_1_bare", &bare[..1]),
+            ("prefill_8_bare", &bare[..]),
         ];
-        if let Some(first) = sessions.first() {
-            rows.push(("decode_1_adapter", vec![Some(*first)]));
-            rows.push(("decode_8_shared_adapter", vec![Some(*first); BATCH]));
-            rows.push((
-                "decode_8_distinct_adapters",
-                sessions.iter().copied().map(Some).collect(),
-            ));
+        if !own.is_empty() {
+            prefills.push(("prefill_1_adapter", &own[..1]));
+            prefills.push(("prefill_8_distinct_adapters", &own[..]));
         }
-        for (name, rows) in rows {
-            let (count, time) = driver.decode(&rows, &short, answer)?;
+        for (name, sessions) in prefills {
+            let (count, time) = match sessions {
+                [session] => (
+                    prompt.len(),
+                    driver.prefill([(*session, prompt.as_slice())])?,
+                ),
+                _ => (
+                    read,
+                    driver.prefill(sessions.iter().copied().zip(prompts.iter().copied()))?,
+                ),
+            };
+            samples.add(name, rate(count, time));
+        }
+        if let Some(peer) = peer.as_deref_mut() {
+            samples.add("llama_cpp_prefill_1", peer.prefill(&[&prompt])?);
+            samples.add("llama_cpp_prefill_8", peer.prefill(&prompts)?);
+        }
+
+        if let (Some(window), Some(document)) = (window, &document) {
+            // The same tokens in the same windows, once told and once merely read.
+            let alone = document.chunks(window).map(|window| (None, window));
+            let time = driver.prefill(alone)?;
+            samples.add("prefill_of_the_windows_1", rate(document.len(), time));
+            ingest(driver, &mut samples, "ingest_1", &[document])?;
+            let side_by_side = windows.iter().map(|window| (None, *window));
+            let time = driver.prefill(side_by_side)?;
+            samples.add("prefill_of_the_windows_8", rate(BATCH * window, time));
+            ingest(driver, &mut samples, "ingest_8", &windows)?;
+        }
+
+        let mut decodes: Vec<(_, &[Option<SessionId>])> =
+            vec![("decode_1_bare", &bare[..1]), ("decode_8_bare", &bare)];
+        let shared = [own.first().copied().flatten(); BATCH];
+        if !own.is_empty() {
+            decodes.push(("decode_1_adapter", &own[..1]));
+            decodes.push(("decode_8_shared_adapter", &shared));
+            decodes.push(("decode_8_distinct_adapters", &own));
+        }
+        for (name, rows) in decodes {
+            let (count, time) = driver.decode(rows, &short, answer)?;
             samples.add(name, rate(count, time));
         }
         if let Some(peer) = peer.as_deref_mut() {
@@ -149,12 +181,52 @@ fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) ->
     Ok(samples)
 }
 
+/// Tells documents to new sessions, side by side, and ends the sessions.
+fn ingest(
+    driver: &mut Driver,
+    samples: &mut Samples,
+    name: &'static str,
+    documents: &[&[TokenId]],
+) -> Result<()> {
+    let (sessions, time) = driver.ingest(documents)?;
+    for session in sessions {
+        driver.close(session)?;
+    }
+    let told = documents.iter().map(|document| document.len()).sum();
+    samples.add(name, rate(told, time));
+    Ok(())
+}
+
 /// Ratios of figures: the name, ours, the other, and which way is better.
 const RATIOS: &[(&str, &str, &str, Direction)] = &[
     (
         "prefill_vs_llama_cpp",
-        "prefill",
-        "llama_cpp_prefill",
+        "prefill_1_bare",
+        "llama_cpp_prefill_1",
+        Direction::Speed,
+    ),
+    (
+        "prefill8_vs_llama_cpp",
+        "prefill_8_bare",
+        "llama_cpp_prefill_8",
+        Direction::Speed,
+    ),
+    (
+        "prefill8_adapters_vs_llama_cpp_bare",
+        "prefill_8_distinct_adapters",
+        "llama_cpp_prefill_8",
+        Direction::Speed,
+    ),
+    (
+        "prefill_adapter_vs_bare",
+        "prefill_1_adapter",
+        "prefill_1_bare",
+        Direction::Speed,
+    ),
+    (
+        "prefill8_adapters_vs_bare",
+        "prefill_8_distinct_adapters",
+        "prefill_8_bare",
         Direction::Speed,
     ),
     (
@@ -195,8 +267,14 @@ const RATIOS: &[(&str, &str, &str, Direction)] = &[
     ),
     (
         "ingest_time_vs_prefill",
-        "ingest",
-        "prefill_of_the_windows",
+        "ingest_1",
+        "prefill_of_the_windows_1",
+        Direction::Time,
+    ),
+    (
+        "ingest8_time_vs_prefill",
+        "ingest_8",
+        "prefill_of_the_windows_8",
         Direction::Time,
     ),
 ];

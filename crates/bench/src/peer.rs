@@ -32,7 +32,7 @@ pub(crate) struct LlamaCpp {
 #[serde(tag = "op", rename_all = "lowercase")]
 enum Request<'a> {
     Prefill {
-        prompt: &'a [u32],
+        prompts: &'a [Vec<u32>],
     },
     Decode {
         prompt: &'a [u32],
@@ -81,11 +81,10 @@ impl LlamaCpp {
         Ok(peer)
     }
 
-    /// A prompt read: tokens a second.
-    pub(crate) fn prefill(&mut self, prompt: &[TokenId]) -> Result<f64> {
-        self.ask(&Request::Prefill {
-            prompt: &ids(prompt),
-        })
+    /// Prompts read side by side: tokens a second.
+    pub(crate) fn prefill(&mut self, prompts: &[&[TokenId]]) -> Result<f64> {
+        let prompts: Vec<_> = prompts.iter().map(|prompt| ids(prompt)).collect();
+        self.ask(&Request::Prefill { prompts: &prompts })
     }
 
     /// `batch` answers of `tokens` tokens side by side, behind the same prompt: tokens a second of the decoding alone.

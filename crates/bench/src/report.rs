@@ -105,6 +105,7 @@ pub(crate) struct Settings {
     pub(crate) decode_prompt_tokens: usize,
     pub(crate) decode_tokens: u16,
     pub(crate) batch: usize,
+    pub(crate) batch_prefill_tokens: usize,
 }
 
 /// The model of a measurement.
