@@ -28,7 +28,7 @@ enum Command {
         #[arg(long, value_name = "STAGE", value_parser = ci::names())]
         only: Vec<String>,
     },
-    /// What torch, transformers and peft say of our numbers. Downloads gigabytes; not part of ci.
+    /// What buf says of the contract, and torch, transformers and peft of our numbers. Downloads gigabytes; not part of ci.
     Parity {
         /// Only this check (or these).
         #[arg(long, value_name = "CHECK", value_parser = parity::names())]

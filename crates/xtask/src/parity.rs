@@ -1,8 +1,8 @@
-//! What torch, transformers and peft say of our numbers.
+//! What others' tools say: buf of the contract; torch, transformers and peft of our numbers.
 //!
-//! On demand: their wheels are gigabytes. The checks are the scripts in `python/`. Start at `CHECKS`.
+//! On demand: their wheels are gigabytes, and buf needs Node.js. The checks are the scripts in `python/`. Start at `CHECKS`.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{cell::OnceCell, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -13,8 +13,12 @@ use crate::{
     server::Server,
 };
 
+/// The linter of the contract, as npm knows it.
+const BUF: &str = "@bufbuild/buf@1.75.0";
+
 /// The checks in their order.
 const CHECKS: &[Part<Parity>] = &[
+    ("contract", Parity::contract),
     ("peft", Parity::peft),
     ("architectures", Parity::architectures),
 ];
@@ -26,40 +30,45 @@ pub(crate) fn names() -> Vec<&'static str> {
 
 /// Runs the checks, only those named if any is.
 pub(crate) fn run(repository: Repository, only: &[String]) -> Result<()> {
-    let venv = Venv::make(&repository, "parity-venv")?;
-    venv.install(&[
-        "torch>=2.6",
-        "transformers>=4.55",
-        "peft>=0.17",
-        "tokenizers",
-        "numpy>=2",
-        "safetensors>=0.5",
-        "gguf>=0.17",
-    ])?;
-    venv.install_client()?;
-    let imprint = repository.imprint()?;
     run::parts(
         CHECKS,
         &Parity {
             repository,
-            venv,
-            imprint,
+            venv: OnceCell::new(),
+            imprint: OnceCell::new(),
         },
         only,
     )
 }
 
+/// What the checks share: made once, by the first check that needs it.
 struct Parity {
     repository: Repository,
-    venv: Venv,
-    imprint: PathBuf,
+    venv: OnceCell<Venv>,
+    imprint: OnceCell<PathBuf>,
 }
 
 impl Parity {
+    /// The contract, linted by buf with its standard rules.
+    fn contract(&self) -> Result<()> {
+        let mut buf = self.repository.command("npm");
+        buf.args([
+            "exec",
+            "--yes",
+            "--package",
+            BUF,
+            "--",
+            "buf",
+            "lint",
+            "proto",
+        ]);
+        run::run(&mut buf)
+    }
+
     /// An exported adapter, loaded by peft onto the model in transformers, against the server's log-probabilities.
     fn peft(&self) -> Result<()> {
-        let server = Server::start(&self.repository, &self.imprint, &[])?;
-        let mut check = self.script("peft_torch.py");
+        let server = Server::start(&self.repository, &self.imprint()?, &[])?;
+        let mut check = self.script("peft_torch.py")?;
         run::run(check.arg(server.address()).arg(default_model()?))?;
         server.stop()
     }
@@ -70,7 +79,7 @@ impl Parity {
         if folder.is_dir() {
             fs::remove_dir_all(&folder)?;
         }
-        run::run(self.script("architectures.py").arg("make").arg(&folder))?;
+        run::run(self.script("architectures.py")?.arg("make").arg(&folder))?;
         for case in fs::read_dir(&folder)? {
             let case = case?.path();
             let model = case
@@ -78,11 +87,11 @@ impl Parity {
                 .context("the target folder's name is no UTF-8")?;
             let server = Server::start(
                 &self.repository,
-                &self.imprint,
+                &self.imprint()?,
                 &["--model", model, "--generator", "none"],
             )?;
             run::run(
-                self.script("architectures.py")
+                self.script("architectures.py")?
                     .arg("check")
                     .arg(&case)
                     .arg(server.address()),
@@ -92,9 +101,35 @@ impl Parity {
         Ok(())
     }
 
-    fn script(&self, name: &str) -> Command {
-        let mut python = self.venv.python();
+    fn script(&self, name: &str) -> Result<Command> {
+        let mut python = self.venv()?.python();
         python.arg(self.repository.root.join("crates/xtask/python").join(name));
-        python
+        Ok(python)
+    }
+
+    fn imprint(&self) -> Result<PathBuf> {
+        if let Some(built) = self.imprint.get() {
+            return Ok(built.clone());
+        }
+        let built = self.repository.imprint()?;
+        Ok(self.imprint.get_or_init(|| built).clone())
+    }
+
+    fn venv(&self) -> Result<&Venv> {
+        if let Some(made) = self.venv.get() {
+            return Ok(made);
+        }
+        let made = Venv::make(&self.repository, "parity-venv")?;
+        made.install(&[
+            "torch>=2.6",
+            "transformers>=4.55",
+            "peft>=0.17",
+            "tokenizers",
+            "numpy>=2",
+            "safetensors>=0.5",
+            "gguf>=0.17",
+        ])?;
+        made.install_client()?;
+        Ok(self.venv.get_or_init(|| made))
     }
 }
