@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from imprint import Client
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 VOCAB = 96
@@ -90,7 +90,8 @@ def make(folder: Path) -> None:
         model.save_pretrained(folder / name)
         words = {f"w{number}": number for number in range(VOCAB)}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w1", eos_token="w2", unk_token="w0")
         fast.save_pretrained(folder / name)
 
