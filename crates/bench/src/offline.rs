@@ -32,6 +32,9 @@ pub struct Args {
     /// The folder that peers are installed into.
     #[arg(long, value_name = "DIR", default_value = "target/peers")]
     pub peers_dir: PathBuf,
+    /// Only these cases (all without it).
+    #[arg(long, value_enum, value_name = "CASE")]
+    pub only: Vec<Case>,
     /// Repetitions of every case, after one that warms up and is not counted.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub repetitions: u16,
@@ -44,6 +47,17 @@ pub struct Args {
     /// Tokens of each answer, behind a prompt of 64.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(2..=512))]
     pub decode_tokens: u16,
+}
+
+/// A group of cases that are measured in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Case {
+    /// Prompts read.
+    Prefill,
+    /// Documents told, beside a plain prefill of the same windows.
+    Ingest,
+    /// Answers decoded.
+    Decode,
 }
 
 /// Measures a model, and a generator if there is one, and prints or writes what came out. `threads` are those that the
@@ -116,36 +130,39 @@ fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) ->
         own.extend(driver.ingest(&windows)?.0.into_iter().map(Some));
     }
 
+    let measured = |case| args.only.is_empty() || args.only.contains(&case);
     let mut samples = Samples::default();
     for _ in 0..=args.repetitions {
         samples.begin();
-        let mut prefills = vec![
-            ("prefill_1_bare", &bare[..1]),
-            ("prefill_8_bare", &bare[..]),
-        ];
-        if !own.is_empty() {
-            prefills.push(("prefill_1_adapter", &own[..1]));
-            prefills.push(("prefill_8_distinct_adapters", &own[..]));
-        }
-        for (name, sessions) in prefills {
-            let (count, time) = match sessions {
-                [session] => (
-                    prompt.len(),
-                    driver.prefill([(*session, prompt.as_slice())])?,
-                ),
-                _ => (
-                    read,
-                    driver.prefill(sessions.iter().copied().zip(prompts.iter().copied()))?,
-                ),
-            };
-            samples.add(name, rate(count, time));
-        }
-        if let Some(peer) = peer.as_deref_mut() {
-            samples.add("llama_cpp_prefill_1", peer.prefill(&[&prompt])?);
-            samples.add("llama_cpp_prefill_8", peer.prefill(&prompts)?);
+        if measured(Case::Prefill) {
+            let mut prefills = vec![
+                ("prefill_1_bare", &bare[..1]),
+                ("prefill_8_bare", &bare[..]),
+            ];
+            if !own.is_empty() {
+                prefills.push(("prefill_1_adapter", &own[..1]));
+                prefills.push(("prefill_8_distinct_adapters", &own[..]));
+            }
+            for (name, sessions) in prefills {
+                let (count, time) = match sessions {
+                    [session] => (
+                        prompt.len(),
+                        driver.prefill([(*session, prompt.as_slice())])?,
+                    ),
+                    _ => (
+                        read,
+                        driver.prefill(sessions.iter().copied().zip(prompts.iter().copied()))?,
+                    ),
+                };
+                samples.add(name, rate(count, time));
+            }
+            if let Some(peer) = peer.as_deref_mut() {
+                samples.add("llama_cpp_prefill_1", peer.prefill(&[&prompt])?);
+                samples.add("llama_cpp_prefill_8", peer.prefill(&prompts)?);
+            }
         }
 
-        if let (Some(window), Some(document)) = (window, &document) {
+        if let (true, Some(window), Some(document)) = (measured(Case::Ingest), window, &document) {
             // The same tokens in the same windows, once told and once merely read.
             let alone = document.chunks(window).map(|window| (None, window));
             let time = driver.prefill(alone)?;
@@ -157,21 +174,23 @@ fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) ->
             ingest(driver, &mut samples, "ingest_8", &windows)?;
         }
 
-        let mut decodes: Vec<(_, &[Option<SessionId>])> =
-            vec![("decode_1_bare", &bare[..1]), ("decode_8_bare", &bare)];
-        let shared = [own.first().copied().flatten(); BATCH];
-        if !own.is_empty() {
-            decodes.push(("decode_1_adapter", &own[..1]));
-            decodes.push(("decode_8_shared_adapter", &shared));
-            decodes.push(("decode_8_distinct_adapters", &own));
-        }
-        for (name, rows) in decodes {
-            let (count, time) = driver.decode(rows, &short, answer)?;
-            samples.add(name, rate(count, time));
-        }
-        if let Some(peer) = peer.as_deref_mut() {
-            samples.add("llama_cpp_decode_1", peer.decode(&short, 1, answer)?);
-            samples.add("llama_cpp_decode_8", peer.decode(&short, BATCH, answer)?);
+        if measured(Case::Decode) {
+            let mut decodes: Vec<(_, &[Option<SessionId>])> =
+                vec![("decode_1_bare", &bare[..1]), ("decode_8_bare", &bare)];
+            let shared = [own.first().copied().flatten(); BATCH];
+            if !own.is_empty() {
+                decodes.push(("decode_1_adapter", &own[..1]));
+                decodes.push(("decode_8_shared_adapter", &shared));
+                decodes.push(("decode_8_distinct_adapters", &own));
+            }
+            for (name, rows) in decodes {
+                let (count, time) = driver.decode(rows, &short, answer)?;
+                samples.add(name, rate(count, time));
+            }
+            if let Some(peer) = peer.as_deref_mut() {
+                samples.add("llama_cpp_decode_1", peer.decode(&short, 1, answer)?);
+                samples.add("llama_cpp_decode_8", peer.decode(&short, BATCH, answer)?);
+            }
         }
     }
     samples.drop_first();
