@@ -401,6 +401,14 @@ pub(crate) unsafe fn store_columns<I: Isa>(isa: I, at: *mut f32, columns: usize,
     }
 }
 
+/// Runs a chain of operations on a thread of the pool that they share.
+///
+/// From another thread each operation hands its work over, sleeps, and is woken when it is done: some hundred times for a
+/// forward. From here it does its own part, and the other threads stay awake from one operation to the next.
+pub fn on_pool<T: Send>(chain: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| chain())
+}
+
 /// Multiply-adds below which waking other threads costs more than it gives: about 10 us of one core.
 pub(crate) const INLINE_WORK: usize = 1 << 18;
 

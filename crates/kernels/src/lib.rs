@@ -23,6 +23,7 @@ pub use attention::{AttentionRow, kv_append, paged_attention};
 pub use blocks::WeightFormat;
 pub use cores::{CoreRows, CoreView, apply_cores};
 pub use floats::Floats;
+pub use gemm::on_pool;
 pub use linear::Linear;
 pub use norm::{rms_norm, silu_mul};
 pub use outer::accumulate_outer;

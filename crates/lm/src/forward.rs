@@ -205,7 +205,7 @@ impl Lm {
     /// # Errors
     /// A variant per fault of a row; [`Error::Tensor`] and [`Error::Generator`] if arithmetic itself failed.
     pub fn forward(&self, rows: &mut [Row<'_>], kv: &KvCache) -> Result<Output, Error> {
-        self.forward_traced(rows, kv, None)
+        kernels::on_pool(|| self.forward_traced(rows, kv, None))
     }
 
     /// The same; `trace` receives the input of each layer and of the head, [T, D] each.
