@@ -85,7 +85,9 @@ impl Reading {
         generator: &Generator,
         least: usize,
     ) -> Result<(), Error> {
-        self.state = self.folded(least)?;
+        if self.len >= least {
+            self.state.add_window(&self.sums, 1.0)?;
+        }
         self.sums = generator.new_window()?;
         self.start = self.position();
         (self.len, self.cached) = (0, 0);

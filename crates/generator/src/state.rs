@@ -293,7 +293,7 @@ impl State {
             .map(|site| site.writes)
             .max()
             .unwrap_or(0);
-        self.fold(&sums, writes, weight)
+        self.fold(&sums, None, writes, weight)
     }
 
     /// self += weight * other: composes what two documents or sessions have said.
@@ -302,7 +302,7 @@ impl State {
     /// As [`State::add_window`].
     pub fn add(&mut self, other: &Self, weight: f32) -> Result<(), Error> {
         let sums: Vec<_> = other.sites.iter().collect();
-        self.fold(&sums, other.writes, weight)
+        self.fold(&sums, Some(&other.sites), other.writes, weight)
     }
 
     /// An independent state of the same values. Costs nothing until one of the two changes.
@@ -345,7 +345,14 @@ impl State {
         Ok((&sums.s, sums.g.as_ref(), sums.mass.unwrap_or(0.0)))
     }
 
-    fn fold(&mut self, other: &[&Sums], writes: u64, weight: f32) -> Result<(), Error> {
+    /// self += weight * other. `whole`: what holds all of `other`, if a state does.
+    fn fold(
+        &mut self,
+        other: &[&Sums],
+        whole: Option<&Arc<Vec<Sums>>>,
+        writes: u64,
+        weight: f32,
+    ) -> Result<(), Error> {
         if !weight.is_finite() {
             return Err(Error::Weight { weight });
         }
@@ -364,6 +371,18 @@ impl State {
         }
         if writes == 0 || weight == 0.0 {
             return Ok(()); // Nothing is added: an empty state stays the bare model, bit for bit.
+        }
+        if self.is_empty() && weight == 1.0 {
+            // 0 + x is x: nothing is summed, and what another state holds is shared.
+            self.sites = match whole {
+                Some(sites) => Arc::clone(sites),
+                None => {
+                    let copies = other.iter().map(|sums| sums.copy());
+                    Arc::new(copies.collect::<Result<_, Error>>()?)
+                }
+            };
+            self.writes = writes;
+            return Ok(());
         }
         if Arc::get_mut(&mut self.sites).is_none() {
             self.sites = Arc::new(

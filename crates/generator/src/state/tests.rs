@@ -64,6 +64,21 @@ fn a_forked_state_and_its_original_go_separate_ways() {
 }
 
 #[test]
+fn an_empty_state_takes_what_is_added_and_goes_its_own_way() {
+    for generator in all() {
+        let mut original = state(&generator, &[(1, 6)]);
+        let before = state_bits(&original);
+        let mut sum = generator.new_state().unwrap();
+        sum.add(&original, 1.0).unwrap();
+        assert_eq!(state_bits(&sum), before);
+        original.add_window(&window(&generator, 2, 9), 1.0).unwrap();
+        assert_eq!(state_bits(&sum), before);
+        sum.add_window(&window(&generator, 2, 9), 1.0).unwrap();
+        assert_eq!(state_bits(&sum), state_bits(&original));
+    }
+}
+
+#[test]
 fn a_state_can_be_added_to_itself() {
     let generator = associative();
     let mut twice = state(&generator, &[(1, 6)]);
