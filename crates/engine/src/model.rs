@@ -24,7 +24,7 @@ pub struct ModelInfo {
     pub context_length: usize,
     /// How the weights are held in memory, e.g. `Q4_1` or `F32`.
     pub weight_format: String,
-    /// Digest of the weight files, in hex.
+    /// Digest of the files that make the model, in hex.
     pub digest: String,
     /// Tokens that end an answer.
     pub eos: Vec<TokenId>,

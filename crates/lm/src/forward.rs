@@ -99,7 +99,10 @@ impl Lm {
         if path.is_dir() {
             let config = Config::from_folder(path)?;
             let weights = Weights::from_folder(path, options.dequantize)?;
-            return Self::build(config, weights, digest(&safetensors_files(path)?)?);
+            // The same weights under another config (say, another rope_theta) are another function.
+            let mut files = vec![path.join("config.json")];
+            files.extend(safetensors_files(path)?);
+            return Self::build(config, weights, digest(&files)?);
         }
         let gguf = Gguf::open(path)?;
         let config = Config::from_gguf(&gguf)?;
@@ -183,7 +186,7 @@ impl Lm {
         &self.config
     }
 
-    /// blake3 over the weight file(s) as they lie on disk, in hex.
+    /// blake3 over the file(s) that make the function, as they lie on disk, in hex: a GGUF file, or config.json and the weights.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -480,8 +483,13 @@ impl Layer {
             };
             let name = format!("{prefix}.{}.{}", module.block(), module.name());
             let weight = weights.linear(&format!("{name}.weight"), out, features, rows)?;
+            let bias_name = format!("{name}.bias");
             let bias = if bias {
-                Some(weights.vector(&format!("{name}.bias"), out, rows)?)
+                Some(weights.vector(&bias_name, out, rows)?)
+            } else if weights.has(&bias_name) {
+                return Err(weights
+                    .unsupported(format!("{bias_name} has no place"))
+                    .into());
             } else {
                 None
             };

@@ -122,6 +122,11 @@ impl Weights {
             .map_or("none", |(name, _)| name)
     }
 
+    /// That the file holds something that has no meaning here.
+    pub(crate) fn unsupported(&self, what: String) -> FileError {
+        FileError::unsupported(self.path(), what)
+    }
+
     /// Whether the file has a tensor of this (HF) name.
     pub(crate) fn has(&self, name: &str) -> bool {
         match &self.source {

@@ -252,14 +252,55 @@ fn quantised_weights_are_what_their_blocks_expand_to() {
 }
 
 #[test]
-fn the_digest_is_blake3_of_the_weight_files() {
+fn the_digest_is_blake3_of_config_and_weights_so_another_config_is_another_base() {
     let dir = tempfile::tempdir().unwrap();
     tiny_base(dir.path(), &TinySpec::default());
-    let bytes = fs::read(dir.path().join("model.safetensors")).unwrap();
-    assert_eq!(
-        load(dir.path()).digest(),
-        blake3::hash(&bytes).to_hex().as_str()
-    );
+    let config = dir.path().join("config.json");
+    let digest = || {
+        let mut bytes = fs::read(&config).unwrap();
+        bytes.extend(fs::read(dir.path().join("model.safetensors")).unwrap());
+        blake3::hash(&bytes).to_hex().to_string()
+    };
+    let before = load(dir.path()).digest().to_owned();
+    assert_eq!(before, digest());
+    let mut keys: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    keys["rope_theta"] = json!(500_000.0);
+    fs::write(&config, keys.to_string()).unwrap();
+    assert_ne!(load(dir.path()).digest(), before);
+    assert_eq!(load(dir.path()).digest(), digest());
+}
+
+#[test]
+fn the_digest_of_a_gguf_file_is_its_own_blake3() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = TinySpec::default();
+    tiny_base(dir.path(), &spec);
+    let path = dir.path().join("model.gguf");
+    write_gguf(&path, &spec, &tensors(dir.path()), GgmlDType::F32, &[]);
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(load(&path).digest(), blake3::hash(&bytes).to_hex().as_str());
+}
+
+#[test]
+fn a_bias_that_the_architecture_has_no_place_for_is_refused_by_name() {
+    for name in [
+        "model.layers.1.self_attn.o_proj.bias",
+        "model.layers.0.mlp.down_proj.bias",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = TinySpec {
+            architecture: "qwen2",
+            ..TinySpec::default()
+        };
+        tiny_base(dir.path(), &spec);
+        load(dir.path());
+        let mut weights = tensors(dir.path());
+        let bias = Tensor::zeros(spec.hidden, DType::F32, &Device::Cpu).unwrap();
+        weights.insert(name.to_owned(), bias);
+        candle_core::safetensors::save(&weights, dir.path().join("model.safetensors")).unwrap();
+        let refused = refusal(dir.path());
+        assert!(refused.contains(name), "{refused}");
+    }
 }
 
 #[test]
