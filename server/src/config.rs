@@ -10,7 +10,7 @@ mod tests;
 mod names;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -28,6 +28,15 @@ const PORT: u16 = 7461;
 const PREFIX: &str = "IMPRINT_";
 /// Top-level keys whose values are text, whatever they look like.
 const TEXTS: [&str; 5] = ["listen", "model", "generator", "home", "data"];
+/// Variables of clients, tests and the program that are no keys.
+const OTHERS: [&str; 6] = [
+    "IMPRINT_CONFIG",
+    "IMPRINT_ENDPOINT",
+    "IMPRINT_KEY",
+    "IMPRINT_BIN",
+    "IMPRINT_TEST_MODEL",
+    "IMPRINT_GOLDEN_DIR",
+];
 /// Top-level keys that are tables of their own.
 const SECTIONS: [&str; 4] = ["limits", "ingest", "engine", "shutdown"];
 
@@ -73,8 +82,14 @@ pub struct Limits {
     pub session_bytes: usize,
     /// Generate, Score and Export calls at once.
     pub requests: usize,
+    /// Of these the most of one tenant; 0: half of them, or all where there is one tenant.
+    pub tenant_requests: usize,
     /// Ingest streams at once.
     pub ingest_streams: usize,
+    /// Of these the most of one tenant; 0: half of them, or all where there is one tenant.
+    pub tenant_ingest_streams: usize,
+    /// How long an Ingest stream may take to say which session it is about, in milliseconds.
+    pub open_ms: u64,
     /// Streams of one connection at once.
     pub streams_per_connection: u32,
     /// How long a request waits for a version of its session if it has no deadline of its own, in milliseconds.
@@ -106,6 +121,8 @@ pub struct Engine {
     pub threads: Option<usize>,
     /// Tokens of a step.
     pub step_tokens: Option<usize>,
+    /// Of these the most for prompts and context together while an answer is running.
+    pub max_bulk_beside_decode: Option<usize>,
     /// Blocks of the KV cache.
     pub kv_blocks: Option<usize>,
     /// Tokens of a block.
@@ -124,6 +141,8 @@ pub struct Engine {
     pub max_queued_tokens: Option<usize>,
     /// Bytes of all sessions' states.
     pub state_budget_bytes: Option<usize>,
+    /// Bytes of the cores of all sessions' versions, those included that running requests are pinned to.
+    pub core_budget_bytes: Option<usize>,
     /// Whether quantised weights are expanded to f32.
     pub dequantize: Option<bool>,
 }
@@ -191,7 +210,10 @@ impl Default for Limits {
             session_chunks: 1 << 20,
             session_bytes: 256 << 20,
             requests: 256,
+            tenant_requests: 0,
             ingest_streams: 256,
+            tenant_ingest_streams: 0,
+            open_ms: 10_000,
             streams_per_connection: 256,
             wait_ms: 60_000,
             keepalive_ms: 30_000,
@@ -262,6 +284,14 @@ pub enum Error {
         /// The key with its path.
         key: String,
         /// The known one that is nearest to it, with its path.
+        nearest: Option<String>,
+    },
+    /// There is no such variable.
+    #[error("unknown variable `{name}`{}", .nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default())]
+    UnknownVariable {
+        /// The variable.
+        name: String,
+        /// The known one that is nearest to it.
         nearest: Option<String>,
     },
     /// A value is of a wrong type.
@@ -349,7 +379,10 @@ impl Config {
             session_chunks,
             session_bytes,
             requests,
+            tenant_requests: _,
             ingest_streams,
+            tenant_ingest_streams: _,
+            open_ms,
             streams_per_connection,
             wait_ms: _,
             keepalive_ms,
@@ -363,6 +396,10 @@ impl Config {
             (
                 "limits.streams_per_connection",
                 streams_per_connection as usize,
+            ),
+            (
+                "limits.open_ms",
+                usize::try_from(open_ms).unwrap_or(usize::MAX),
             ),
             (
                 "limits.keepalive_ms",
@@ -415,6 +452,17 @@ impl Config {
         Ok(keys)
     }
 
+    /// Of so many places those that one tenant may have: what is configured, else half of them where there are others.
+    #[must_use]
+    pub fn of_tenant(&self, places: usize, configured: usize) -> usize {
+        let tenants: BTreeSet<&String> = self.keys.values().collect();
+        match configured {
+            0 if tenants.len() > 1 => places.div_ceil(2),
+            0 => places,
+            configured => configured,
+        }
+    }
+
     /// Bytes of a message that a client may send.
     #[must_use]
     pub fn message_bytes(&self) -> usize {
@@ -437,6 +485,7 @@ impl Engine {
         let Self {
             threads: _,
             step_tokens,
+            max_bulk_beside_decode,
             kv_blocks,
             block_size,
             max_running,
@@ -446,10 +495,12 @@ impl Engine {
             max_session_tokens,
             max_queued_tokens,
             state_budget_bytes,
+            core_budget_bytes,
             dequantize,
         } = self;
         let set = |to: &mut usize, value: &Option<usize>| *to = value.unwrap_or(*to);
         set(&mut settings.step_tokens, step_tokens);
+        set(&mut settings.max_bulk_beside_decode, max_bulk_beside_decode);
         set(&mut settings.kv_blocks, kv_blocks);
         set(&mut settings.block_size, block_size);
         set(&mut settings.max_running, max_running);
@@ -459,6 +510,7 @@ impl Engine {
         set(&mut settings.max_session_tokens, max_session_tokens);
         set(&mut settings.max_queued_tokens, max_queued_tokens);
         set(&mut settings.state_budget_bytes, state_budget_bytes);
+        set(&mut settings.core_budget_bytes, core_budget_bytes);
         settings.dequantize = dequantize.unwrap_or(settings.dequantize);
         settings
     }
@@ -536,7 +588,36 @@ fn unknown(section: &str, key: &str) -> Error {
     }
 }
 
-/// Puts the variables that name a key over the file. Other `IMPRINT_*` variables belong to clients and tests.
+/// The error about an unknown variable.
+fn unknown_variable(variable: &str) -> Error {
+    let keys = std::iter::once("")
+        .chain(SECTIONS)
+        .flat_map(|section| known(section).iter().map(move |key| (section, *key)))
+        .filter(|(section, key)| !section.is_empty() || !SECTIONS.contains(key))
+        .map(|(section, key)| match section {
+            "" => format!("{PREFIX}{key}").to_uppercase(),
+            section => format!("{PREFIX}{section}_{key}").to_uppercase(),
+        });
+    // All share the prefix: what comes behind it decides.
+    let likeness = |known: &str| {
+        strsim::jaro_winkler(
+            variable.strip_prefix(PREFIX).unwrap_or(variable),
+            known.strip_prefix(PREFIX).unwrap_or(known),
+        )
+    };
+    let nearest = keys
+        .chain(OTHERS.map(str::to_owned))
+        .map(|known| (likeness(&known), known))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known);
+    Error::UnknownVariable {
+        name: variable.to_owned(),
+        nearest,
+    }
+}
+
+/// Puts the variables that name a key over the file.
 fn overlay_environment(
     table: &mut Table,
     environment: &BTreeMap<String, String>,
@@ -545,6 +626,9 @@ fn overlay_environment(
         let Some(name) = variable.strip_prefix(PREFIX).map(str::to_lowercase) else {
             continue;
         };
+        if OTHERS.contains(&variable.as_str()) {
+            continue;
+        }
         if TEXTS.contains(&name.as_str()) {
             table.insert(name, Value::String(raw.clone()));
         } else if name == "keys" {
@@ -562,6 +646,8 @@ fn overlay_environment(
             if let Value::Table(inner) = inner {
                 inner.insert(key.to_owned(), parsed(raw));
             }
+        } else {
+            return Err(unknown_variable(variable));
         }
     }
     Ok(())

@@ -91,10 +91,18 @@ fn is_malformed(code: Code, message: &str) -> bool {
     code == Code::Internal && message.starts_with("failed to decode Protobuf message")
 }
 
+/// Whether a status is tonic's own about a message over the limit.
+fn is_too_large(code: Code, message: &str) -> bool {
+    code == Code::OutOfRange && message.starts_with("Error, decoded message length too large")
+}
+
 /// Turns an unreadable request into the caller's error.
 fn blame(response: http::Response<Body>) -> http::Response<Body> {
     match Status::from_header_map(response.headers()) {
-        Some(status) if is_malformed(status.code(), status.message()) => {
+        Some(status)
+            if is_malformed(status.code(), status.message())
+                || is_too_large(status.code(), status.message()) =>
+        {
             readable(status).into_http()
         }
         _ => response,
@@ -106,6 +114,8 @@ fn blame(response: http::Response<Body>) -> http::Response<Body> {
 pub fn readable(status: Status) -> Status {
     if is_malformed(status.code(), status.message()) {
         Error::Malformed(status.message().to_owned()).into()
+    } else if is_too_large(status.code(), status.message()) {
+        Error::TooLarge(status.message().to_owned()).into()
     } else {
         status
     }

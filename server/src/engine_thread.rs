@@ -10,18 +10,18 @@ mod tests;
 use std::{
     collections::{HashMap, VecDeque},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Instant,
 };
 
 use engine::{
-    Command, Digest, DocumentId, Engine, Event, Full, ModelInfo, Rejected, RequestId, Seq,
+    Command, Digest, DocumentId, Engine, Event, Full, ModelInfo, Newest, Rejected, RequestId, Seq,
     SessionError, SessionId, Version,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::status::Error;
+use crate::{states::Account, status::Error};
 
 /// Messages that wait for the thread.
 const MAILBOX: usize = 256;
@@ -35,45 +35,38 @@ const HELD: usize = 1024;
 pub struct Progress {
     /// The last accepted chunk.
     pub accepted: u64,
-    /// All chunks up to this one are in the newest version.
-    pub applied: u64,
-    /// The newest version; 0 is the bare model.
-    pub version: u64,
-    /// Digest of its state.
-    pub digest: Option<Digest>,
-    /// Context tokens in it.
-    pub tokens: u64,
-    /// Bytes of state that ingestion needs.
-    pub state_bytes: u64,
-    /// Bytes of the core that serving needs.
-    pub core_bytes: u64,
+    /// The newest version; none until the engine has opened the session.
+    pub newest: Option<Newest>,
     /// How many publications were announced, repeated ones included.
     pub announced: u64,
-    /// Whether the engine has opened the session.
-    pub opened: bool,
     /// Why the session could not be opened, or why no more context can be taken.
     pub failed: Option<SessionError>,
-    /// Why the last publication was refused, if it was.
+    /// How many publications were refused.
+    pub refusals: u64,
+    /// Why the last of them was.
     pub refused: Option<SessionError>,
     /// Whether the session is gone.
     pub closed: bool,
 }
 
 impl Progress {
-    fn newest(
-        &mut self,
-        version: Version,
-        digest: Digest,
-        tokens: usize,
-        state_bytes: usize,
-        core_bytes: usize,
-    ) {
-        self.version = version.0;
-        self.digest = Some(digest);
-        self.tokens = tokens as u64;
-        self.state_bytes = state_bytes as u64;
-        self.core_bytes = core_bytes as u64;
-        self.announced += 1;
+    /// All chunks up to this one are in the newest version.
+    #[must_use]
+    pub fn applied(&self) -> u64 {
+        self.newest.map_or(0, |newest| newest.seq.0)
+    }
+
+    /// The newest version; 0 is the bare model.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.newest.map_or(0, |newest| newest.version.0)
+    }
+
+    /// What keeps the session from a version that was asked for when so many publications had been refused.
+    #[must_use]
+    pub fn trouble(&self, refusals: u64) -> Option<&SessionError> {
+        let refused = self.refused.as_ref().filter(|_| self.refusals > refusals);
+        self.failed.as_ref().or(refused)
     }
 }
 
@@ -88,20 +81,29 @@ pub struct Link {
     pub full_credit: usize,
     /// The most tokens of one command: what is unread of an open window never keeps so many from coming.
     pub piece: usize,
+    /// What the engine may count of states for the session.
+    account: Mutex<Account>,
 }
 
 impl Link {
     /// A link of a session that has told nothing yet, whose open window holds up to `window` tokens, and behind it up to
     /// `unread`.
     #[must_use]
-    pub fn new(window: usize, unread: usize) -> Self {
+    pub fn new(window: usize, unread: usize, account: Account) -> Self {
         let full_credit = window.saturating_add(unread).min(Semaphore::MAX_PERMITS);
         Self {
             progress: watch::Sender::default(),
             credit: Semaphore::new(full_credit),
             full_credit,
             piece: unread.clamp(1, PIECE),
+            account: Mutex::new(account),
         }
+    }
+
+    /// What the engine may count of states for the session.
+    pub fn account(&self) -> MutexGuard<'_, Account> {
+        // No change under this lock can panic half-way.
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives tokens back, never more than there were: a fork or a forgotten document may be counted twice.
@@ -156,6 +158,19 @@ pub struct Handle {
 }
 
 impl Handle {
+    #[cfg(test)]
+    pub(crate) fn new(
+        mailbox: mpsc::Sender<Message>,
+        model: Arc<ModelInfo>,
+        broken: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            mailbox,
+            model,
+            broken,
+        }
+    }
+
     /// What the engine serves.
     #[must_use]
     pub fn model(&self) -> &Arc<ModelInfo> {
@@ -428,7 +443,9 @@ impl<M: Machine> Worker<M> {
         }
         self.told.extend(told);
         if let Some(session) = ended {
-            self.sessions.remove(&session);
+            if let Some(link) = self.sessions.remove(&session) {
+                link.account().end();
+            }
             self.told.remove(&session);
             self.forgets.retain(|(of, _), _| *of != session);
         }
@@ -471,35 +488,8 @@ impl<M: Machine> Worker<M> {
 
     fn dispatch(&mut self, event: Event) {
         match event {
-            Event::Opened {
-                session,
-                seq,
-                version,
-                digest,
-                tokens,
-                state_bytes,
-                core_bytes,
-            } => {
-                self.note(session, |progress| {
-                    progress.opened = true;
-                    progress.applied = seq.0;
-                    progress.newest(version, digest, tokens, state_bytes, core_bytes);
-                });
-            }
-            Event::Applied {
-                session,
-                seq,
-                version,
-                digest,
-                tokens,
-                state_bytes,
-                core_bytes,
-            } => {
-                self.note(session, |progress| {
-                    progress.applied = progress.applied.max(seq.0);
-                    progress.refused = None;
-                    progress.newest(version, digest, tokens, state_bytes, core_bytes);
-                });
+            Event::Opened { session, newest } | Event::Applied { session, newest } => {
+                self.renew(session, newest, |account| account.applied(newest.seq.0));
             }
             Event::Encoded { session, tokens } => {
                 if let Some(link) = self.sessions.get(&session) {
@@ -509,18 +499,12 @@ impl<M: Machine> Worker<M> {
             Event::Forgotten {
                 session,
                 document,
-                version,
-                digest,
-                tokens,
-                state_bytes,
-                core_bytes,
+                newest,
             } => {
-                self.note(session, |progress| {
-                    progress.newest(version, digest, tokens, state_bytes, core_bytes)
-                });
+                self.renew(session, newest, |account| account.forgotten(newest.seq.0));
                 if let Some(done) = self.forgets.remove(&(session, document)) {
                     // Who asked may have gone.
-                    drop(done.send(Ok((version, digest))));
+                    drop(done.send(Ok((newest.version, newest.digest))));
                 }
             }
             Event::SessionFailed {
@@ -533,6 +517,17 @@ impl<M: Machine> Worker<M> {
             | Event::Scored { request, .. }
             | Event::Exported { request, .. }
             | Event::Failed { request, .. } => self.reply(request, event, true),
+        }
+    }
+
+    /// Takes note of a session's newest version; what it leaves free is free before anybody is told.
+    fn renew(&self, session: SessionId, newest: Newest, settle: impl FnOnce(&mut Account)) {
+        if let Some(link) = self.sessions.get(&session) {
+            settle(&mut link.account());
+            link.progress.send_modify(|progress| {
+                progress.newest = Some(newest);
+                progress.announced += 1;
+            });
         }
     }
 
@@ -549,7 +544,10 @@ impl<M: Machine> Worker<M> {
                 self.note(session, |progress| progress.failed = Some(error));
             }
             Rejected::Publish { .. } => {
-                self.note(session, |progress| progress.refused = Some(error))
+                self.note(session, |progress| {
+                    progress.refusals += 1;
+                    progress.refused = Some(error);
+                });
             }
             Rejected::Forget { document } => {
                 if let Some(done) = self.forgets.remove(&(session, document)) {

@@ -20,9 +20,11 @@ use std::{
 use engine::{RequestId, TokenId};
 use imprint_proto::v1;
 use lm::text::Text;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
-use crate::{edge::Phase, engine_thread::Handle, sessions::Sessions, status::Error};
+use crate::{
+    edge::Phase, engine_thread::Handle, places::Places, sessions::Sessions, status::Error,
+};
 
 /// What all services share.
 pub struct Shared {
@@ -38,10 +40,12 @@ pub struct Shared {
     pub prompt_bytes: usize,
     /// How long a request without a deadline waits for a version.
     pub wait: Duration,
+    /// How long an ingest stream may take to say which session it is about.
+    pub open_wait: Duration,
     /// Calls of the engine at once.
-    pub requests: Arc<Semaphore>,
+    pub requests: Arc<Places>,
     /// Ingest streams at once.
-    pub streams: Arc<Semaphore>,
+    pub streams: Arc<Places>,
     /// How the server's end goes.
     pub phase: watch::Receiver<Phase>,
     /// Number of the next request.
@@ -49,12 +53,6 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        Arc::clone(&self.requests)
-            .try_acquire_owned()
-            .map_err(|_| Error::Busy { what: "requests" })
-    }
-
     fn request_id(&self) -> RequestId {
         RequestId(self.next_request.fetch_add(1, Ordering::Relaxed))
     }

@@ -10,9 +10,13 @@ pub mod edge;
 pub mod engine_thread;
 pub mod grpc;
 pub mod models;
+pub mod places;
 mod serve;
 pub mod sessions;
+pub mod states;
 pub mod status;
+#[cfg(test)]
+mod testing;
 
 pub use config::Config;
 pub use serve::{Error, Running, Server};

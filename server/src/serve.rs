@@ -12,11 +12,7 @@ use std::{
 
 use imprint_proto::{FILE_DESCRIPTOR_SET, v1};
 use lm::text::Text;
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-    task,
-};
+use tokio::{net::TcpListener, sync::watch, task};
 use tonic::{
     server::NamedService,
     transport::{self, server::TcpIncoming},
@@ -29,7 +25,9 @@ use crate::{
     engine_thread::{self, Handle},
     grpc::{self, Shared},
     models::{self, Files},
-    sessions::{Rules, Sessions, States},
+    places::Places,
+    sessions::{Rules, Sessions},
+    states::States,
 };
 
 /// How often expired sessions are looked for.
@@ -97,9 +95,9 @@ pub struct Running {
     drain: Duration,
     transport: task::JoinHandle<Result<(), transport::Error>>,
     reaper: task::JoinHandle<()>,
-    /// All calls that hold something: none left when all permits are back.
-    requests: (Arc<Semaphore>, usize),
-    streams: (Arc<Semaphore>, usize),
+    /// All calls that hold something: none left when all places are free.
+    requests: Arc<Places>,
+    streams: Arc<Places>,
     broken: watch::Receiver<bool>,
     engine: Option<JoinHandle<()>>,
 }
@@ -161,8 +159,16 @@ impl Server {
             ..store::Limits::default()
         };
         let (phase, phases) = watch::channel(Phase::Running);
-        let requests = Arc::new(Semaphore::new(config.limits.requests));
-        let streams = Arc::new(Semaphore::new(config.limits.ingest_streams));
+        let places = |count, of_tenant, what| {
+            Arc::new(Places::new(count, config.of_tenant(count, of_tenant), what))
+        };
+        let of = &config.limits;
+        let requests = places(of.requests, of.tenant_requests, "requests");
+        let streams = places(
+            of.ingest_streams,
+            of.tenant_ingest_streams,
+            "ingest streams",
+        );
         let log = Arc::new(store::Memory::new(limits));
         let shared = Arc::new(Shared {
             sessions: Sessions::new(engine.clone(), text.clone(), log, rules, max_sessions),
@@ -171,6 +177,7 @@ impl Server {
             model: name,
             prompt_bytes: config.limits.prompt_bytes,
             wait: Duration::from_millis(config.limits.wait_ms),
+            open_wait: Duration::from_millis(config.limits.open_ms),
             requests: Arc::clone(&requests),
             streams: Arc::clone(&streams),
             phase: phases.clone(),
@@ -192,8 +199,8 @@ impl Server {
             drain: Duration::from_millis(config.shutdown.drain_ms),
             transport,
             reaper,
-            requests: (requests, config.limits.requests),
-            streams: (streams, config.limits.ingest_streams),
+            requests,
+            streams,
             broken,
             engine: Some(thread),
         })
@@ -349,8 +356,8 @@ impl Running {
     pub async fn shutdown(mut self) -> Result<(), Error> {
         self.phase.send_replace(Phase::Draining);
         let idle = async {
-            all_back(&self.requests).await;
-            all_back(&self.streams).await;
+            self.requests.free().await;
+            self.streams.free().await;
         };
         if tokio::time::timeout(self.drain, idle).await.is_err() {
             tracing::warn!("calls still run; they end now");
@@ -379,14 +386,4 @@ impl Running {
         }
         result
     }
-}
-
-/// Resolves when nobody holds a permit any more.
-async fn all_back((permits, count): &(Arc<Semaphore>, usize)) {
-    // A closed semaphore would be an error; nobody closes it.
-    drop(
-        permits
-            .acquire_many(u32::try_from(*count).unwrap_or(u32::MAX))
-            .await,
-    );
 }

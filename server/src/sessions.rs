@@ -6,7 +6,6 @@
 mod feed;
 mod name;
 pub mod session;
-mod states;
 #[cfg(test)]
 mod tests;
 
@@ -26,10 +25,10 @@ use store::Store;
 use crate::{
     auth::Tenant,
     engine_thread::{Attach, Handle, Link, Progress},
+    states::Account,
     status::Error,
 };
 pub use session::{About, Rules, Session};
-pub use states::States;
 
 /// The most sessions of a page.
 const PAGE: usize = 1000;
@@ -71,12 +70,12 @@ struct Registry {
     requests: HashMap<(Tenant, String), (Wanted, SessionId)>,
 }
 
-/// Sessions and the token of the page behind them.
+/// Sessions of a tenant.
 pub struct Page {
     /// Oldest first.
     pub sessions: Vec<Arc<Session>>,
-    /// Empty on the last page.
-    pub next: String,
+    /// Whether there are others behind them.
+    pub more: bool,
 }
 
 impl Sessions {
@@ -141,7 +140,9 @@ impl Sessions {
                 (session, false)
             } else {
                 let about = About::new(wanted.labels.clone(), wanted.ttl);
-                let session = self.session(tenant, wanted.strategy, wanted.window, about, None);
+                let account = Account::new(self.rules.states.clone(), wanted.strategy);
+                let (strategy, window) = (wanted.strategy, wanted.window);
+                let session = self.session(tenant, strategy, window, about, account, None);
                 let session = Arc::new(session);
                 self.insert(&mut registry, &session)?;
                 if !request.is_empty() {
@@ -167,6 +168,7 @@ impl Sessions {
         strategy: Strategy,
         window: usize,
         about: About,
+        account: Account,
         forked_from: Option<String>,
     ) -> Session {
         let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed));
@@ -175,7 +177,7 @@ impl Sessions {
         } else {
             window
         };
-        let link = Link::new(open, self.rules.unread_tokens);
+        let link = Link::new(open, self.rules.unread_tokens, account);
         Session::new(
             self.names.next(SystemTime::now()),
             id,
@@ -262,11 +264,13 @@ impl Sessions {
         let mut mine = behind.filter(|session| session.tenant == *tenant && !session.expired(now));
         let sessions: Vec<_> = mine.by_ref().take(size).cloned().collect();
         let more = mine.next().is_some();
-        let next = match sessions.last() {
-            Some(last) if more => self.names.page(tenant.name(), last.id.0),
-            _ => String::new(),
-        };
-        Ok(Page { sessions, next })
+        Ok(Page { sessions, more })
+    }
+
+    /// The token of the page behind a session.
+    #[must_use]
+    pub fn page_behind(&self, tenant: &Tenant, last: &Session) -> String {
+        self.names.page(tenant.name(), last.id.0)
     }
 
     /// Copies a session.
@@ -277,15 +281,17 @@ impl Sessions {
     pub async fn fork(&self, from: &Arc<Session>, about: About) -> Result<Arc<Session>, Error> {
         let user = from.user();
         let writer = from.writer().await?;
+        let (documents, applied) = (from.document_count(), from.progress().borrow().applied());
+        let account = from.link().account().copy(documents, applied);
         let copy = self.session(
             &from.tenant,
             from.strategy,
             from.window,
             about,
+            account.map_err(Error::Context)?,
             Some(from.name.clone()),
         );
         let copy = Arc::new(copy);
-        copy.grow(from.document_count())?;
         self.store.fork(&from.name, &copy.name)?;
         let inserted = self.insert(&mut self.registry(), &copy);
         if let Err(error) = inserted {
@@ -356,15 +362,16 @@ impl Session {
     /// What the engine refuses it for; [`Error::EngineStopped`].
     pub(crate) async fn opened(&self) -> Result<(), Error> {
         let mut progress = self.progress();
-        let settled =
-            |progress: &Progress| progress.opened || progress.failed.is_some() || progress.closed;
+        let settled = |progress: &Progress| {
+            progress.newest.is_some() || progress.failed.is_some() || progress.closed
+        };
         let mut broken = self.engine().broken();
         let settled = tokio::select! {
             settled = progress.wait_for(settled) => settled.map_err(|_| Error::EngineStopped)?.clone(),
             _ = broken.wait_for(|broken| *broken) => return Err(Error::EngineStopped),
         };
         match settled.failed {
-            Some(error) if !settled.opened => Err(Error::Context(error)),
+            Some(error) if settled.newest.is_none() => Err(Error::Context(error)),
             _ if settled.closed => Err(Error::UnknownSession(self.name.clone())),
             _ => Ok(()),
         }

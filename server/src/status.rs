@@ -62,6 +62,9 @@ pub enum Error {
     /// The message is no Protobuf, or holds text that is not UTF-8.
     #[error("the message cannot be read: {0}")]
     Malformed(String),
+    /// The message is larger than the server reads.
+    #[error("the message is too large: {0}")]
+    TooLarge(String),
     /// No bearer key, or one that is not ours.
     #[error("a bearer key is required")]
     Unauthenticated,
@@ -188,7 +191,9 @@ fn message(error: &Error) -> String {
             | store::Error::NameTooLong { .. }
             | store::Error::Full { .. } => store.to_string(),
         },
-        Error::Text(_) | Error::Malformed(_) => cut(&error.to_string(), MESSAGE),
+        Error::Text(_) | Error::Malformed(_) | Error::TooLarge(_) => {
+            cut(&error.to_string(), MESSAGE)
+        }
         error => error.to_string(),
     }
 }
@@ -206,6 +211,7 @@ fn map(error: &Error) -> Answer {
             ..answer(InvalidArgument, "INVALID_ARGUMENT")
         },
         Error::Malformed(_) => answer(InvalidArgument, "MALFORMED_MESSAGE").field("", text),
+        Error::TooLarge(_) => answer(ResourceExhausted, "MESSAGE_TOO_LARGE").field("", text),
         Error::Unauthenticated => answer(Unauthenticated, "UNAUTHENTICATED"),
         Error::UnknownSession(session) => {
             answer(NotFound, "SESSION_NOT_FOUND").with("session_id", session)
@@ -293,6 +299,10 @@ fn map(error: &Error) -> Answer {
                     .with("limit", limit)
             }
             SessionError::StateBudget { bytes, limit } => answer(ResourceExhausted, "STATE_BUDGET")
+                .with("bytes", bytes)
+                .with("limit", limit)
+                .retry(),
+            SessionError::CoreBudget { bytes, limit } => answer(ResourceExhausted, "CORE_BUDGET")
                 .with("bytes", bytes)
                 .with("limit", limit)
                 .retry(),

@@ -1,11 +1,13 @@
 //! Answers over gRPC: what is generated, scored and exported, and each bad request with its own error.
 
+use std::time::Duration;
+
 use imprint_proto::v1::{self, FinishReason, continuation, export_adapter_response, prompt::Form};
 use sha2::{Digest, Sha256};
-use tonic::Code;
+use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
-use crate::support::{World, adapter, ask, chunk, collect, fields, prompt, refused};
+use crate::support::{ENDLESS, World, adapter, ask, chunk, collect, fields, prompt, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_says_what_it_used_and_where_the_time_went() {
@@ -360,68 +362,74 @@ async fn an_adapter_is_exported_as_peft_reads_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_server_says_when_to_try_again_and_a_reader_that_goes_frees_its_place() {
-    let world = World::tiny_with(|config| config.limits.requests = 1).await;
-    let running = world
-        .answers()
-        .generate(ask("hello", 450))
-        .await
-        .unwrap()
-        .into_inner();
-    let busy = world.generate(ask("x", 1)).await;
-    if let Err(error) = busy {
-        refused(&error, Code::ResourceExhausted, "BUSY");
-        assert!(
-            error
-                .get_details_retry_info()
-                .unwrap()
-                .retry_delay
-                .is_some()
-        );
-    }
+    let world = World::endless(|config| config.limits.requests = 1).await;
+    let running = world.endless_answer(None).await;
+    let error = world.generate(ask("x", 1)).await.unwrap_err();
+    refused(&error, Code::ResourceExhausted, "BUSY");
+    let retry = error.get_details_retry_info().unwrap();
+    assert!(retry.retry_delay.is_some());
     drop(running);
     let freed = async {
         while world.generate(ask("x", 1)).await.is_err() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), freed)
+    tokio::time::timeout(Duration::from_secs(30), freed)
         .await
         .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_takes_all_its_places_leaves_those_of_others() {
+    let keys = [("acme", "0123456789abcdef"), ("other", "fedcba9876543210")];
+    let world = World::endless(|config| {
+        config.limits.requests = 2;
+        let keys = keys.map(|(tenant, key)| (key.to_owned(), tenant.to_owned()));
+        config.keys = keys.into_iter().collect();
+    })
+    .await;
+    let with = |key: &str, max_tokens| {
+        let mut request = Request::new(ask("hello", max_tokens));
+        let bearer = format!("Bearer {key}").parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        request
+    };
+    let acme = world.answers().generate(with(keys[0].1, ENDLESS)).await;
+    let _acme = acme.unwrap();
+    let error = world.answers().generate(with(keys[0].1, 1)).await;
+    refused(&error.unwrap_err(), Code::ResourceExhausted, "BUSY");
+    let other = world.answers().generate(with(keys[1].1, 1)).await;
+    collect(other.unwrap().into_inner()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_gets_all_of_its_answer() {
     let world = World::tiny().await;
-    let fast = world.generate(ask("hello", 300)).await.unwrap();
-    let slow = world
-        .answers()
-        .generate(ask("hello", 300))
-        .await
-        .unwrap()
-        .into_inner();
+    let request = || v1::GenerateRequest {
+        logprobs: true,
+        top_logprobs: 20,
+        ..ask("hello", 400)
+    };
+    let fast = world.generate(request()).await.unwrap();
+    // More than the client's window lets through unread.
+    let bytes: usize = fast.top.iter().map(prost::Message::encoded_len).sum();
+    assert!(bytes > 65_535, "{bytes}");
+    let slow = world.answers().generate(request()).await.unwrap();
     // Others are answered meanwhile, and the slow one finds everything in the end.
     for _ in 0..3 {
         world.generate(ask("x", 20)).await.unwrap();
     }
-    let slow = collect(slow).await.unwrap();
+    let slow = collect(slow.into_inner()).await.unwrap();
     assert_eq!((slow.text, slow.tokens), (fast.text, fast.tokens));
+    assert_eq!((slow.logprobs, slow.top), (fast.logprobs, fast.top));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_a_deleted_session_ends() {
-    let world = World::tiny().await;
+    let world = World::endless(|_| ()).await;
     let session = world.session().await;
     world.tell(&session, &["text"]).await;
-    let request = v1::GenerateRequest {
-        adapter: adapter(&session),
-        ..ask("hello", 500)
-    };
-    let running = world
-        .answers()
-        .generate(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let running = world.endless_answer(Some(&session)).await;
     let mut ingest = world.ingest(&session).await;
     ingest.chunk(chunk(2, "x")).await.unwrap();
     world
@@ -431,12 +439,61 @@ async fn a_request_of_a_deleted_session_ends() {
         })
         .await
         .unwrap();
-    // The answer may have been complete by then.
-    if let Err(error) = collect(running).await {
-        refused(&error, Code::NotFound, "SESSION_NOT_FOUND");
-    }
+    let error = collect(running).await.unwrap_err();
+    refused(&error, Code::NotFound, "SESSION_NOT_FOUND");
     let error = ingest.finish().await.unwrap_err();
     refused(&error, Code::NotFound, "SESSION_NOT_FOUND");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_scores_and_exports_keep_their_deadlines_and_free_their_places() {
+    let world = World::endless(|config| config.limits.requests = 1).await;
+    let late = Duration::from_millis(300);
+    let mut request = Request::new(ask("hello", ENDLESS));
+    request.set_timeout(late);
+    let answer = world.answers().generate(request).await.unwrap();
+    let error = collect(answer.into_inner()).await.unwrap_err();
+    refused(&error, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    let ids = v1::TokenIds {
+        ids: vec![65; ENDLESS as usize],
+    };
+    let mut request = Request::new(v1::ScoreRequest {
+        prompt: prompt("hello"),
+        continuations: vec![v1::Continuation {
+            form: Some(continuation::Form::TokenIds(ids)),
+        }],
+        ..Default::default()
+    });
+    request.set_timeout(late);
+    let score = async {
+        loop {
+            match world.answers().score(request_of(&request)).await {
+                Err(error) if error.code() == Code::ResourceExhausted => {
+                    tokio::task::yield_now().await;
+                }
+                other => break other,
+            }
+        }
+    };
+    refused(
+        &score.await.unwrap_err(),
+        Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+    );
+    let free = async {
+        while world.generate(ask("x", 1)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), free)
+        .await
+        .unwrap();
+}
+
+fn request_of(request: &Request<v1::ScoreRequest>) -> Request<v1::ScoreRequest> {
+    let mut copy = Request::new(request.get_ref().clone());
+    *copy.metadata_mut() = request.metadata().clone();
+    copy
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -543,6 +543,102 @@ async fn a_document_without_room_for_its_state_is_refused_before_it_is_acknowled
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn documents_that_are_read_leave_room_for_those_of_others() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    world.tell(&session, &["text"]).await;
+    let state = world.get(&session).await.unwrap().state_bytes / 2;
+    let world = World::tiny_with(|config| {
+        config.engine.state_budget_bytes = Some(usize::try_from(9 * state).unwrap());
+    })
+    .await;
+    // Two states each, and three more while it is read.
+    for _ in 0..3 {
+        let session = world.session().await;
+        world.tell(&session, &["text"]).await;
+    }
+    let session = world.session().await;
+    let mut ingest = world.ingest(&session).await;
+    let error = ingest.chunk(chunk(1, "text")).await.unwrap_err();
+    refused(&error, Code::ResourceExhausted, "STATE_BUDGET");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_without_room_for_its_core_is_told_and_comes_when_there_is() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    world.tell(&session, &["a text of some words"]).await;
+    let core = world.get(&session).await.unwrap().core_bytes;
+    let world = World::tiny_with(|config| {
+        config.engine.core_budget_bytes = Some(usize::try_from(core).unwrap());
+    })
+    .await;
+    let (first, second) = (world.session().await, world.session().await);
+    let want = world.tell(&first, &["a text of some words"]).await;
+    let mut ingest = world.ingest(&second).await;
+    let whole = v1::IngestChunk {
+        end_of_document: true,
+        ..chunk(1, "a text of some words")
+    };
+    ingest.chunk(whole).await.unwrap();
+    let error = ingest.finish().await.unwrap_err();
+    refused(&error, Code::ResourceExhausted, "CORE_BUDGET");
+    let told = error.get_details_error_info().unwrap().metadata;
+    assert_eq!(
+        (&told["bytes"], &told["limit"]),
+        (&(2 * core).to_string(), &core.to_string())
+    );
+    assert!(error.get_details_retry_info().is_some());
+    let fresh = || v1::GenerateRequest {
+        adapter: Some(v1::AdapterSelection {
+            min_applied_seq: 1,
+            ..adapter(&second).unwrap()
+        }),
+        ..ask("x", 1)
+    };
+    let error = world.generate(fresh()).await.unwrap_err();
+    refused(&error, Code::ResourceExhausted, "CORE_BUDGET");
+    let now = world.get(&second).await.unwrap();
+    assert_eq!((now.accepted_seq, now.applied_seq), (1, 0));
+    // What was accepted is not lost.
+    let deleted = v1::DeleteSessionRequest { session_id: first };
+    world.sessions().delete_session(deleted).await.unwrap();
+    let told = async {
+        loop {
+            match world.generate(fresh()).await {
+                Ok(answer) => break answer,
+                Err(error) => refused(&error, Code::ResourceExhausted, "CORE_BUDGET"),
+            }
+        }
+    };
+    let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+    assert_eq!(told.unwrap().finished.state_digest, want.state_digest);
+    // A stream that begins later does not hear of what was refused before.
+    let last = world.ingest(&second).await.finish().await.unwrap();
+    assert_eq!(last.unwrap().seq, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_does_not_say_open_loses_its_place() {
+    let world = World::tiny_with(|config| {
+        config.limits.open_ms = 100;
+        config.limits.ingest_streams = 1;
+    })
+    .await;
+    let session = world.session().await;
+    let (_sender, silent) = tokio::sync::mpsc::channel::<v1::IngestRequest>(1);
+    let silent = tokio_stream::wrappers::ReceiverStream::new(silent);
+    let mut answers = world.context().ingest(silent).await.unwrap().into_inner();
+    let error = answers.message().await.unwrap_err();
+    refused(&error, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    world.tell(&session, &["text"]).await;
+    // One that has said it may be silent.
+    let mut ingest = world.ingest(&session).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ingest.chunk(chunk(2, "more")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn flushes_without_end_wait_for_room_and_end() {
     let world = World::tiny_with(|config| config.ingest.waiting_tokens = 32).await;
     let session = world.session().await;

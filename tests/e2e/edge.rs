@@ -11,7 +11,7 @@ use tonic_health::pb::{
 };
 use tonic_reflection::pb::{v1 as reflection, v1alpha as reflection_alpha};
 
-use crate::support::{World, ask, refused, tiny};
+use crate::support::{World, ask, chunk, refused, tiny};
 
 const SERVICES: [&str; 5] = [
     "imprint.v1.AdapterService",
@@ -201,8 +201,17 @@ async fn a_message_over_the_limit_is_refused_and_the_server_goes_on() {
         .generate(ask(&"x".repeat(100_000), 1))
         .await
         .unwrap_err();
-    assert_eq!(error.code(), Code::OutOfRange, "{error:?}");
+    refused(&error, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
     world.generate(ask("x", 1)).await.unwrap();
+    let session = world.session().await;
+    let mut ingest = world.ingest(&session).await;
+    let error = ingest.chunk(chunk(1, &"x".repeat(100_000))).await;
+    refused(
+        &error.unwrap_err(),
+        Code::ResourceExhausted,
+        "MESSAGE_TOO_LARGE",
+    );
+    world.tell(&session, &["x"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -151,7 +151,7 @@ async fn a_deleted_session_is_unknown_and_so_is_one_that_never_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_ends_when_its_time_is_over() {
-    let world = World::tiny().await;
+    let world = World::tiny_with(|config| config.engine.max_sessions = Some(1)).await;
     let ttl = Some(prost_types::Duration {
         seconds: 1,
         nanos: 0,
@@ -163,21 +163,17 @@ async fn a_session_ends_when_its_time_is_over() {
         })
         .await
         .unwrap();
-    // A call of its own would be a use of it; the list is none.
-    let gone = async {
-        while !world
-            .sessions()
-            .list_sessions(v1::ListSessionsRequest::default())
+    // It is found over by itself, and its place is free for another one; nobody asks for it.
+    let place = async {
+        while world
+            .create(v1::CreateSessionRequest::default())
             .await
-            .unwrap()
-            .into_inner()
-            .sessions
-            .is_empty()
+            .is_err()
         {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), gone)
+    tokio::time::timeout(Duration::from_secs(20), place)
         .await
         .unwrap();
     refused(
@@ -309,6 +305,72 @@ async fn sessions_are_listed_oldest_first_page_by_page() {
         fields(&world.sessions().list_sessions(request).await.unwrap_err()),
         ["page_token"]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_sessions_with_large_labels_is_bounded_in_bytes() {
+    let world = World::tiny().await;
+    let labels: HashMap<String, String> = (0..64)
+        .map(|number| (format!("{number:063}"), "v".repeat(256)))
+        .collect();
+    let mut made = Vec::new();
+    for _ in 0..60 {
+        let request = v1::CreateSessionRequest {
+            labels: labels.clone(),
+            ..Default::default()
+        };
+        made.push(world.create(request).await.unwrap().session_id);
+    }
+    let (mut listed, mut pages, mut page_token) = (Vec::new(), 0, String::new());
+    loop {
+        let request = v1::ListSessionsRequest {
+            page_size: 1000,
+            page_token,
+        };
+        let page = world.sessions().list_sessions(request).await.unwrap();
+        let page = page.into_inner();
+        assert!(prost::Message::encoded_len(&page) <= 1 << 20);
+        listed.extend(page.sessions.into_iter().map(|session| session.session_id));
+        (pages, page_token) = (pages + 1, page.next_page_token);
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((listed, pages), (made, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_that_is_late_leaves_its_source_alone() {
+    let world = World::tiny_with(|config| config.ingest.unread_tokens = 16).await;
+    let source = world.session().await;
+    let mut ingest = world.ingest(&source).await;
+    let text = "some words of a long text, ".repeat(400);
+    ingest.chunk(chunk(1, &text)).await.unwrap();
+    let mut request = Request::new(v1::ForkSessionRequest {
+        session_id: source.clone(),
+        ..Default::default()
+    });
+    request.set_timeout(Duration::from_millis(30));
+    let error = world.sessions().fork_session(request).await.unwrap_err();
+    assert!(
+        matches!(error.code(), Code::DeadlineExceeded | Code::Cancelled),
+        "{error:?}"
+    );
+    ingest.finish().await.unwrap();
+    let alone = async {
+        loop {
+            let list = v1::ListSessionsRequest::default();
+            let list = world.sessions().list_sessions(list).await.unwrap();
+            if list.into_inner().sessions.len() == 1 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), alone)
+        .await
+        .unwrap();
+    assert_eq!(world.get(&source).await.unwrap().applied_seq, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,23 @@ async fn a_told_session_knows_what_the_bare_model_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_default_bounds_agree_with_each_other_for_the_generator_that_ships() {
+    let world = World::smollm2().await;
+    let session = world.session().await;
+    world.tell(&session, &["A short text about nothing."]).await;
+    let session = world.get(&session).await.unwrap();
+    let bounds = engine::Config::default();
+    let (states, core) = (
+        usize::try_from(session.state_bytes).unwrap(),
+        usize::try_from(session.core_bytes).unwrap(),
+    );
+    // All sessions with a document each, and as many as requests run reading another one.
+    let reading = bounds.max_running * 2 * states;
+    assert!(bounds.max_sessions * states + reading <= bounds.state_budget_bytes);
+    assert!((bounds.max_sessions + bounds.max_running) * core <= bounds.core_budget_bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_real_model_chats_and_stops() {
     let world = World::smollm2().await;
     let message = v1::ChatMessage {

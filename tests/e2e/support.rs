@@ -20,6 +20,8 @@ use tonic_types::StatusExt;
 
 /// Tokens of a window of the tiny generator.
 pub(crate) const WINDOW: usize = 8;
+/// Tokens of an answer that does not end while a test runs.
+pub(crate) const ENDLESS: u32 = 30_000;
 /// What the tiny generator puts behind a text document.
 pub(crate) const SUFFIX: &str = "\n\n";
 
@@ -33,17 +35,20 @@ pub(crate) struct World {
 
 /// A folder with a tiny model and its generator, and a configuration that serves them.
 pub(crate) fn tiny() -> (TempDir, Config) {
+    tiny_of(&TinySpec::default())
+}
+
+fn tiny_of(spec: &TinySpec) -> (TempDir, Config) {
     let folder = tempfile::tempdir().unwrap();
     let (base, generator) = (folder.path().join("base"), folder.path().join("generator"));
-    let spec = TinySpec::default();
-    tiny_base(&base, &spec);
+    tiny_base(&base, spec);
     let form = GeneratorSpec {
         window: WINDOW,
         strategy: Some("parallel"),
         document_suffix: Some(SUFFIX),
         ..GeneratorSpec::default()
     };
-    tiny_generator(&generator, &spec, &form);
+    tiny_generator(&generator, spec, &form);
     let mut config = Config {
         listen: ([127, 0, 0, 1], 0).into(),
         model: text(base),
@@ -68,6 +73,17 @@ impl World {
     /// A server of the tiny model, configured otherwise.
     pub(crate) async fn tiny_with(change: impl FnOnce(&mut Config)) -> Self {
         let (folder, mut config) = tiny();
+        change(&mut config);
+        Self::start(folder, config).await
+    }
+
+    /// A server of a tiny model whose answers may have `ENDLESS` tokens, which take it longer than a test does.
+    pub(crate) async fn endless(change: impl FnOnce(&mut Config)) -> Self {
+        let (folder, mut config) = tiny_of(&TinySpec {
+            context_length: 2 * ENDLESS as usize,
+            ..TinySpec::default()
+        });
+        config.engine.kv_blocks = Some(4 * ENDLESS as usize / 16);
         change(&mut config);
         Self::start(folder, config).await
     }
@@ -190,6 +206,21 @@ impl World {
                 .unwrap();
         }
         ingest.finish().await.unwrap().unwrap()
+    }
+
+    /// An answer that goes on, read to its first tokens.
+    pub(crate) async fn endless_answer(
+        &self,
+        session: Option<&str>,
+    ) -> Streaming<v1::GenerateResponse> {
+        let request = v1::GenerateRequest {
+            adapter: session.and_then(adapter),
+            ..ask("hello", ENDLESS)
+        };
+        let answer = self.answers().generate(request).await.unwrap();
+        let mut answer = answer.into_inner();
+        answer.message().await.unwrap().unwrap();
+        answer
     }
 
     /// All of an answer.

@@ -145,7 +145,8 @@ impl Driver {
         }
         let mut left = documents.len();
         self.until(|event| {
-            left -= usize::from(matches!(event, Event::Applied { seq: Seq(1), .. }));
+            left -=
+                usize::from(matches!(event, Event::Applied { newest, .. } if newest.seq == Seq(1)));
             Ok(left == 0)
         })?;
         Ok((sessions, start.elapsed()))

@@ -10,6 +10,9 @@ pub struct Config {
     /// Tokens in one step: decode tokens, prompt chunks and context chunks together. More is faster in
     /// bulk, less lets running answers come more evenly. At least `max_running` + 2.
     pub step_tokens: usize,
+    /// Of these the most for prompts and context together while an answer is running: the time between two of its
+    /// tokens is that of a step. At least 2.
+    pub max_bulk_beside_decode: usize,
     /// Blocks of the KV cache, shared by requests and open windows. Memory is touched only as blocks are
     /// used. Together with `block_size` it bounds prompt + completion of one request.
     pub kv_blocks: usize,
@@ -30,10 +33,16 @@ pub struct Config {
     /// Context tokens of all sessions that wait to be encoded. A chunk beyond it is refused as `Full`; a
     /// chunk that is larger by itself fails.
     pub max_queued_tokens: usize,
-    /// Bytes of all sessions' states (f32 sums): one per document where documents can be forgotten by
-    /// refolding (concat, parallel), one per session otherwise, and four per session with documents: the running
-    /// fold, the open window, and both of a provisional end.
+    /// Bytes of all sessions' states (f32 sums). A session whose documents are all read holds the running fold, and one state
+    /// per document where documents can be forgotten by refolding (concat, parallel); with sequential it is charged for the
+    /// two that reading again would take. While a document is open or unread, it may come to hold more: the open window,
+    /// where that was not counted, and both of a provisional end. A document that does not fit is refused.
     pub state_budget_bytes: usize,
+    /// Bytes of all cores: of newest versions, of versions that running requests are pinned to, and of open windows that
+    /// are read with one of their own (sequential); each core counts once, however many hold it. A version beyond it is not
+    /// published: who asked for it is told, and the session keeps its older one. What a forgotten document leaves is published all
+    /// the same, and no window waits.
+    pub core_budget_bytes: usize,
     /// Expand the frozen weights to f32 when loading.
     pub dequantize: bool,
 }
@@ -42,16 +51,18 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             step_tokens: 512,
+            max_bulk_beside_decode: 64,
             kv_blocks: 1024,
             block_size: 16,
             max_running: 32,
             max_queued: 256,
             max_commands: 4096,
-            max_sessions: 1024,
+            max_sessions: 256,
             max_documents: 1024,
             max_session_tokens: 1 << 20,
             max_queued_tokens: 1 << 18,
             state_budget_bytes: 4 << 30,
+            core_budget_bytes: 1 << 30,
             dequantize: false,
         }
     }
@@ -73,6 +84,7 @@ impl Config {
             ("max_documents", self.max_documents),
             ("max_session_tokens", self.max_session_tokens),
             ("max_queued_tokens", self.max_queued_tokens),
+            ("core_budget_bytes", self.core_budget_bytes),
         ];
         for (field, value) in fields {
             if value == 0 {
@@ -84,14 +96,24 @@ impl Config {
                 });
             }
         }
-        let least = self.max_running.saturating_add(2);
-        if self.step_tokens < least {
-            return Err(ConfigError {
-                field: "step_tokens",
-                value: self.step_tokens,
-                least,
-                most: usize::MAX,
-            });
+        // One token of a prompt and one of a context: neither waits for the other to be done.
+        let least = [
+            (
+                "step_tokens",
+                self.step_tokens,
+                self.max_running.saturating_add(2),
+            ),
+            ("max_bulk_beside_decode", self.max_bulk_beside_decode, 2),
+        ];
+        for (field, value, least) in least {
+            if value < least {
+                return Err(ConfigError {
+                    field,
+                    value,
+                    least,
+                    most: usize::MAX,
+                });
+            }
         }
         // Slots of the cache are u32 numbers.
         let most = usize::try_from(u32::MAX).unwrap_or(usize::MAX) / self.block_size;

@@ -205,6 +205,15 @@ pub enum SessionError {
         /// `Config::state_budget_bytes`.
         limit: usize,
     },
+    /// The bound on the cores of all versions is reached: this version is not published. What it holds is not lost; the next one
+    /// has it.
+    #[error("the cores would take {bytes} bytes, and {limit} are allowed")]
+    CoreBudget {
+        /// Bytes, those asked for included.
+        bytes: usize,
+        /// `Config::core_budget_bytes`.
+        limit: usize,
+    },
     /// The session's state could not be read out, so it takes no more context. Requests go on with its newest version;
     /// closing it is all that is left to do.
     #[error("the state cannot be read out: {reason}")]

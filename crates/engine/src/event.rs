@@ -14,35 +14,15 @@ pub enum Event {
     Opened {
         /// The session.
         session: SessionId,
-        /// All chunks up to `seq` are in the version.
-        seq: Seq,
         /// Its newest version.
-        version: Version,
-        /// Digest of the version's state.
-        digest: Digest,
-        /// Context tokens in the version.
-        tokens: usize,
-        /// Bytes of the f32 sums that ingestion needs, all documents.
-        state_bytes: usize,
-        /// Bytes of the core that serving needs.
-        core_bytes: usize,
+        newest: Newest,
     },
-    /// A version holds all chunks up to `seq`. The version is new, unless nothing had come since the newest one.
+    /// A version holds all chunks up to its `seq`. The version is new, unless nothing had come since the newest one.
     Applied {
         /// The session.
         session: SessionId,
-        /// All chunks up to `seq` are in the version. Never falls.
-        seq: Seq,
         /// The version.
-        version: Version,
-        /// Digest of the version's state.
-        digest: Digest,
-        /// Context tokens in the version.
-        tokens: usize,
-        /// Bytes of the f32 sums that ingestion needs, all documents.
-        state_bytes: usize,
-        /// Bytes of the core that serving needs.
-        core_bytes: usize,
+        newest: Newest,
     },
     /// So many of the session's waiting context tokens no longer wait: encoded, refused or forgotten (flow control). Each ingested token is
     /// counted once.
@@ -59,15 +39,7 @@ pub enum Event {
         /// The document.
         document: DocumentId,
         /// The version.
-        version: Version,
-        /// Digest of the version's state.
-        digest: Digest,
-        /// Context tokens in the version.
-        tokens: usize,
-        /// Bytes of the f32 sums that ingestion needs, all documents.
-        state_bytes: usize,
-        /// Bytes of the core that serving needs.
-        core_bytes: usize,
+        newest: Newest,
     },
     /// A session's command could not be done; nothing of it is applied.
     SessionFailed {
@@ -143,6 +115,23 @@ pub enum Event {
         /// Why.
         error: RequestError,
     },
+}
+
+/// A session's newest version, and what the session takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// All chunks up to this one are in the version. Never falls.
+    pub seq: Seq,
+    /// The version; 0 is the bare model.
+    pub version: Version,
+    /// Digest of the version's state.
+    pub digest: Digest,
+    /// Context tokens in the version.
+    pub tokens: usize,
+    /// Bytes of the f32 sums that the session holds, all documents.
+    pub state_bytes: usize,
+    /// Bytes of the version's core, which is what serving needs.
+    pub core_bytes: usize,
 }
 
 /// The command that a `SessionFailed` speaks of.

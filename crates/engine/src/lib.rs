@@ -7,6 +7,7 @@
 mod blocks;
 mod command;
 mod config;
+mod cores;
 mod digest;
 mod document;
 mod engine;
@@ -24,7 +25,7 @@ pub use command::{Command, Sampling};
 pub use config::Config;
 pub use engine::{Engine, Full, Usage};
 pub use error::{ConfigError, Error, RequestError, SessionError};
-pub use event::{Event, Finish, Rejected, Timings};
+pub use event::{Event, Finish, Newest, Rejected, Timings};
 pub use generator::{Module, ReadOut, Strategy, Write};
 pub use ids::{Digest, DocumentId, RequestId, Seq, SessionId, TokenId, Version};
 pub use lm::Architecture;

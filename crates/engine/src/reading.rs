@@ -3,9 +3,9 @@
 //! Closed windows are summed in the state, the open one has its own sums and its KV in the session's blocks. A provisional
 //! end is a copy of a reading that is thrown away. Start at [`Reading`].
 
-use generator::{Core, Error, Generator, State, Window};
+use generator::{Error, Generator, State, Window};
 
-use crate::{digest::DocumentHash, ids::TokenId};
+use crate::{cores::HeldCore, digest::DocumentHash, ids::TokenId};
 
 /// How far a document has been read.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(crate) struct Reading {
     /// Of these the first so many have their KV in the session's blocks.
     pub(crate) cached: usize,
     /// What the open window is read with, once `ready`; none is the bare model.
-    pub(crate) core: Option<Core>,
+    pub(crate) core: Option<HeldCore>,
     /// Whether `core` is known.
     pub(crate) ready: bool,
     /// Of the tokens that have passed.

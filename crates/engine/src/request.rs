@@ -5,10 +5,9 @@
 
 use std::time::Instant;
 
-use generator::Core;
-
 use crate::{
     blocks::Blocks,
+    cores::HeldCore,
     event::{Event, Finish, Timings},
     ids::{Digest, RequestId, SessionId, TokenId, Version},
     sampling::{Drawn, Sampler, score},
@@ -22,7 +21,7 @@ const SCORED_ROWS: usize = 128;
 pub(crate) struct Pin {
     pub(crate) version: Version,
     pub(crate) digest: Option<Digest>,
-    pub(crate) core: Option<Core>,
+    pub(crate) core: Option<HeldCore>,
     /// Context tokens in it.
     pub(crate) tokens: usize,
 }
@@ -139,7 +138,7 @@ impl Request {
             tokens: &self.sequence[self.fed..end],
             position: self.fed,
             blocks: self.blocks.as_slice(),
-            core: self.pin.core.as_ref(),
+            core: self.pin.core.as_ref().map(HeldCore::core),
             scale: self.scale,
             window: None,
             lookahead: None,

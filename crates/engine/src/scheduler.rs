@@ -3,7 +3,8 @@
 //! Reads queues and budgets, never tensors. [`plan`] is a pure function of what it is given, so any schedule can be
 //! replayed from its inputs. The rule:
 //!
-//! 1. Each running answer decodes its token: `Config::check` keeps the budget above their number.
+//! 1. Each running answer decodes its token: `Config::check` keeps the budget above their number. What runs beside them
+//!    is limited, as their tokens come no faster than steps do.
 //! 2. Of what is left, context windows are owed a quarter (at least one token), as far as they ask.
 //! 3. Prompts take the rest, in order of arrival; the first always gets at least one token.
 //! 4. Context windows take what prompts left, in order of their turns. A session keeps its turn until its window
@@ -23,10 +24,20 @@ pub(crate) struct Plan {
     pub(crate) context: Vec<usize>,
 }
 
-/// Plans a step of `budget` tokens, `decode` of which are running answers'. `prefill` and `context` are the tokens that
-/// each could run now, first come first. `budget` exceeds `decode` by 2 or more.
-pub(crate) fn plan(budget: usize, decode: usize, prefill: &[usize], context: &[usize]) -> Plan {
-    let left = budget.saturating_sub(decode);
+/// Plans a step of `budget` tokens, `decode` of which are running answers', with at most `bulk` others beside those.
+/// `prefill` and `context` are the tokens that each could run now, first come first. `budget` exceeds `decode` by 2 or
+/// more, and `bulk` is 2 or more.
+pub(crate) fn plan(
+    budget: usize,
+    bulk: usize,
+    decode: usize,
+    prefill: &[usize],
+    context: &[usize],
+) -> Plan {
+    let mut left = budget.saturating_sub(decode);
+    if decode > 0 {
+        left = left.min(bulk);
+    }
     let asked = context
         .iter()
         .fold(0usize, |sum, &tokens| sum.saturating_add(tokens));

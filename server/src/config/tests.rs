@@ -86,6 +86,40 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 }
 
 #[test]
+fn an_unknown_variable_is_refused_with_the_nearest_known_one_and_those_of_others_pass() {
+    let say = |name| read("", &[(name, "x")], Flags::default()).unwrap_err();
+    for (wrong, right) in [
+        ("IMPRINT_MODLE", "IMPRINT_MODEL"),
+        ("IMPRINT_KEYES", "IMPRINT_KEYS"),
+        ("IMPRINT_LIMIT_CHUNK_BYTES", "IMPRINT_LIMITS_CHUNK_BYTES"),
+        ("IMPRINT_ENDPONT", "IMPRINT_ENDPOINT"),
+    ] {
+        let want = format!("unknown variable `{wrong}`; did you mean `{right}`?");
+        assert_eq!(say(wrong), want);
+    }
+    assert_eq!(say("IMPRINT_ZZZ"), "unknown variable `IMPRINT_ZZZ`");
+    assert!(say("IMPRINT_LIMITS").contains("IMPRINT_LIMITS"));
+    for other in [
+        "IMPRINT_ENDPOINT",
+        "IMPRINT_KEY",
+        "IMPRINT_BIN",
+        "IMPRINT_TEST_MODEL",
+        "IMPRINT_GOLDEN_DIR",
+    ] {
+        read("", &[(other, "x")], Flags::default()).unwrap();
+    }
+}
+
+#[test]
+fn a_tenant_has_half_of_the_places_where_there_are_others() {
+    let keys = "[keys]\n'0123456789abcdef' = 'acme'\n'fedcba9876543210' = ";
+    let one = read(&format!("{keys}'acme'"), &[], Flags::default()).unwrap();
+    let two = read(&format!("{keys}'other'"), &[], Flags::default()).unwrap();
+    assert_eq!((one.of_tenant(9, 0), one.of_tenant(9, 2)), (9, 2));
+    assert_eq!((two.of_tenant(9, 0), two.of_tenant(9, 2)), (5, 2));
+}
+
+#[test]
 fn values_of_a_wrong_type_or_range_are_refused_by_name() {
     let say = |file| read(file, &[], Flags::default()).unwrap_err();
     assert!(say("[limits]\nchunk_bytes = 'many'").contains("chunk_bytes"));
@@ -184,6 +218,7 @@ fn the_documented_file_holds_every_default() {
         (
             engine.threads,
             engine.step_tokens,
+            engine.max_bulk_beside_decode,
             engine.kv_blocks,
             engine.block_size,
             engine.dequantize
@@ -191,6 +226,7 @@ fn the_documented_file_holds_every_default() {
         (
             None,
             Some(budgets.step_tokens),
+            Some(budgets.max_bulk_beside_decode),
             Some(budgets.kv_blocks),
             Some(budgets.block_size),
             Some(budgets.dequantize)
@@ -214,12 +250,14 @@ fn the_documented_file_holds_every_default() {
         (
             engine.max_session_tokens,
             engine.max_queued_tokens,
-            engine.state_budget_bytes
+            engine.state_budget_bytes,
+            engine.core_budget_bytes
         ),
         (
             Some(budgets.max_session_tokens),
             Some(budgets.max_queued_tokens),
-            Some(budgets.state_budget_bytes)
+            Some(budgets.state_budget_bytes),
+            Some(budgets.core_budget_bytes)
         )
     );
 }

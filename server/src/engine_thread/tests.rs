@@ -3,11 +3,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use engine::{
-    Command, Digest, DocumentId, Event, Full, RequestId, Sampling, Seq, SessionId, TokenId, Version,
+    Command, Digest, DocumentId, Event, Full, Newest, RequestId, Sampling, Seq, SessionId,
+    Strategy, TokenId, Version,
 };
 use tokio::sync::mpsc;
 
-use super::{Attach, HELD, Link, Machine, Message, Progress, Reply, Worker};
+use super::{Attach, HELD, Link, Machine, Message, Reply, Worker};
+use crate::states::{Account, States};
 
 /// Holds so many context tokens at once. It reads them only in whole windows of four, or when asked for a version.
 struct Small {
@@ -58,15 +60,15 @@ impl Machine for Small {
         for (session, seq, tokens) in self.waiting.drain(..) {
             events.push(Event::Encoded { session, tokens });
             let (version, digest) = (Version(seq.0), Digest([0; 32]));
-            events.push(Event::Applied {
-                session,
+            let newest = Newest {
                 seq,
                 version,
                 digest,
                 tokens,
                 state_bytes: 0,
                 core_bytes: 0,
-            });
+            };
+            events.push(Event::Applied { session, newest });
         }
         Ok(())
     }
@@ -114,11 +116,16 @@ fn worker(room: usize) -> (Worker<Small>, mpsc::Sender<Message>) {
     (Worker::new(engine, messages), sender)
 }
 
+fn link() -> Link {
+    let states = States::new(usize::MAX, 1);
+    Link::new(4, 12, Account::new(states, Strategy::Parallel))
+}
+
 fn open(worker: &mut Worker<Small>, session: u64) -> Arc<Link> {
-    let link = Arc::new(Link::new(4, 12));
+    let link = Arc::new(link());
     let command = Command::Open {
         session: SessionId(session),
-        strategy: engine::Strategy::Parallel,
+        strategy: Strategy::Parallel,
         window: 4,
     };
     worker.take(Message {
@@ -151,9 +158,8 @@ fn what_the_engine_has_no_room_for_is_held_and_comes_in_order() {
     assert_eq!(worker.held.len(), 7);
     settle(&mut worker);
     assert_eq!(worker.engine.seen, (1..=9).map(Seq).collect::<Vec<_>>());
-    let Progress { applied, .. } = *link.progress.borrow();
     // The last three tokens are less than a window, and nobody asked for them.
-    assert_eq!(applied, 8);
+    assert_eq!(link.progress.borrow().applied(), 8);
 }
 
 #[test]
@@ -201,7 +207,7 @@ fn a_fork_begins_with_what_its_source_has_unread() {
     let source = open(&mut worker, 1);
     source.credit.try_acquire_many(3).unwrap().forget();
     worker.take(ingest(1, 1, 3));
-    let copy = Arc::new(Link::new(4, 12));
+    let copy = Arc::new(link());
     let (from, to) = (SessionId(1), SessionId(2));
     worker.take(Message {
         command: Command::Fork { from, to },

@@ -4,20 +4,21 @@
 //! short queue; while the reader is slow nothing more is taken from the client, and of several versions only the newest is told.
 //! What happens to a chunk is in `sessions`. Start at `Stream::run`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use imprint_proto::v1::{
     self, context_service_server::ContextService, ingest_chunk::Content, ingest_request,
     ingest_response,
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Shared, reached};
+use super::{Shared, at, reached};
 use crate::{
     edge::{Phase, readable, tenant},
     engine_thread::Progress,
+    places::Place,
     sessions::{Session, session::User},
     status::{Error, Violation},
 };
@@ -39,10 +40,7 @@ impl ContextService for Service {
         request: Request<Streaming<v1::IngestRequest>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
         let tenant = tenant(&request)?;
-        let streams = Arc::clone(&self.0.streams).try_acquire_owned();
-        let permit = streams.map_err(|_| Error::Busy {
-            what: "ingest streams",
-        })?;
+        let place = self.0.streams.take(&tenant)?;
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let shared = Arc::clone(&self.0);
         let messages = request.into_inner();
@@ -53,7 +51,7 @@ impl ContextService for Service {
                 answers: answers.clone(),
                 phase: shared.phase.clone(),
             };
-            if let Err(error) = stream.open(&shared, &tenant, permit).await {
+            if let Err(error) = stream.open(&shared, &tenant, place).await {
                 // The reader may have gone.
                 drop(answers.send(Err(error)).await);
             }
@@ -66,6 +64,27 @@ struct Stream {
     messages: Streaming<v1::IngestRequest>,
     answers: mpsc::Sender<Answer>,
     phase: watch::Receiver<Phase>,
+}
+
+/// How much of a session's progress a stream has told, or has found when it began.
+#[derive(Clone, Copy)]
+struct Told {
+    announced: u64,
+    refusals: u64,
+}
+
+impl Told {
+    fn of(progress: &Progress) -> Self {
+        let Progress {
+            announced,
+            refusals,
+            ..
+        } = *progress;
+        Self {
+            announced,
+            refusals,
+        }
+    }
 }
 
 /// What a stream waits for.
@@ -85,11 +104,14 @@ impl Stream {
         mut self,
         shared: &Shared,
         tenant: &crate::auth::Tenant,
-        permit: OwnedSemaphorePermit,
+        place: Place,
     ) -> Result<(), Status> {
+        // A stream that says nothing keeps its place from others no longer than this.
+        let late = Instant::now().checked_add(shared.open_wait);
         let first = tokio::select! {
             () = self.answers.closed() => return Ok(()),
             () = reached(&mut self.phase, Phase::Draining) => return Err(Error::ShuttingDown.into()),
+            () = at(late) => return Err(Error::Deadline("`open` has not come").into()),
             first = self.messages.message() => first.map_err(readable)?,
         };
         let Some(ingest_request::Message::Open(open)) = first.and_then(|first| first.message)
@@ -99,14 +121,14 @@ impl Stream {
         let session = shared.sessions.get(tenant, &open.session_id)?;
         let user = session.user();
         let done = self.run(&session).await;
-        drop::<(User, OwnedSemaphorePermit)>((user, permit));
+        drop::<(User, Place)>((user, place));
         done
     }
 
     async fn run(&mut self, session: &Arc<Session>) -> Result<(), Status> {
         let mut progress = session.progress();
         progress.mark_unchanged();
-        let mut told = progress.borrow().announced;
+        let mut told = Told::of(&progress.borrow());
         loop {
             let next = tokio::select! {
                 biased;
@@ -164,16 +186,16 @@ impl Stream {
         &self,
         session: &Session,
         progress: &watch::Receiver<Progress>,
-        told: &mut u64,
+        told: &mut Told,
     ) -> Result<(), Status> {
         // Wait for the reader first: what is told then is the newest.
         let Ok(place) = self.answers.reserve().await else {
             return Ok(());
         };
         let now = progress.borrow().clone();
-        trouble(session, &now)?;
-        if now.announced > *told {
-            *told = now.announced;
+        trouble(session, &now, told.refusals)?;
+        if now.announced > told.announced {
+            *told = Told::of(&now);
             place.send(Ok(applied(&now)));
         }
         Ok(())
@@ -184,9 +206,9 @@ impl Stream {
         &mut self,
         session: &Session,
         progress: &mut watch::Receiver<Progress>,
-        mut told: u64,
+        mut told: Told,
     ) -> Result<(), Status> {
-        let before = progress.borrow().announced;
+        let before = Told::of(&progress.borrow());
         let seq = tokio::select! {
             () = self.answers.closed() => return Ok(()),
             () = reached(&mut self.phase, Phase::Over) => return Err(Error::ShuttingDown.into()),
@@ -197,8 +219,8 @@ impl Stream {
         };
         loop {
             let now = progress.borrow_and_update().clone();
-            trouble(session, &now)?;
-            if now.applied >= seq && now.announced > before {
+            trouble(session, &now, before.refusals)?;
+            if now.applied() >= seq && now.announced > before.announced {
                 break;
             }
             tokio::select! {
@@ -222,12 +244,12 @@ impl Stream {
     }
 }
 
-/// What stands in the way of a session's context.
-fn trouble(session: &Session, progress: &Progress) -> Result<(), Status> {
+/// What stands in the way of a session's context, or of a version since so many had been refused.
+fn trouble(session: &Session, progress: &Progress, refusals: u64) -> Result<(), Status> {
     if progress.closed {
         return Err(Error::UnknownSession(session.name.clone()).into());
     }
-    match progress.failed.as_ref().or(progress.refused.as_ref()) {
+    match progress.trouble(refusals) {
         Some(error) => Err(Error::Context(error.clone()).into()),
         None => Ok(()),
     }
@@ -235,13 +257,13 @@ fn trouble(session: &Session, progress: &Progress) -> Result<(), Status> {
 
 fn applied(progress: &Progress) -> v1::IngestResponse {
     let applied = v1::IngestApplied {
-        seq: progress.applied,
-        adapter_version: progress.version,
+        seq: progress.applied(),
+        adapter_version: progress.version(),
         state_digest: progress
-            .digest
-            .map(|digest| digest.to_string())
+            .newest
+            .map(|newest| newest.digest.to_string())
             .unwrap_or_default(),
-        tokens: progress.tokens,
+        tokens: progress.newest.map_or(0, |newest| newest.tokens as u64),
     };
     v1::IngestResponse {
         message: Some(ingest_response::Message::Applied(applied)),

@@ -19,7 +19,7 @@ use imprint_proto::v1::{
     self, generate_response::Message, generation_service_server::GenerationService,
 };
 use lm::text::{Text, TextDecoder};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
@@ -28,6 +28,7 @@ use super::{Shared, at, count, duration, reached};
 use crate::{
     edge::{Phase, deadline, tenant},
     engine_thread::{Handle, Reply},
+    places::Place,
     sessions::session::{INLINE_BYTES, User},
     status::Error,
 };
@@ -69,7 +70,7 @@ impl GenerationService for Service {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let arrived = Instant::now();
         let (tenant, deadline) = (tenant(&request)?, deadline(&request));
-        let permit = self.0.admit()?;
+        let place = self.0.requests.take(&tenant)?;
         let request = request.into_inner();
         let bytes = ask::bytes(request.prompt.as_ref());
         let ask = self.checked(bytes, |shared| ask::generate(shared, request));
@@ -102,7 +103,7 @@ impl GenerationService for Service {
             deadline,
             waited,
             logprobs: ask.logprobs,
-            guards: (permit, user),
+            guards: (place, user),
         };
         tokio::spawn(run.run(replies, Stops::new(ask.stop), last));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -113,7 +114,7 @@ impl GenerationService for Service {
         request: Request<v1::ScoreRequest>,
     ) -> Result<Response<v1::ScoreResponse>, Status> {
         let (tenant, deadline) = (tenant(&request)?, deadline(&request));
-        let permit = self.0.admit()?;
+        let place = self.0.requests.take(&tenant)?;
         let request = request.into_inner();
         let bytes = ask::bytes(request.prompt.as_ref())
             .saturating_add(ask::continuation_bytes(&request.continuations));
@@ -141,7 +142,7 @@ impl GenerationService for Service {
             () = reached(&mut phase, Phase::Over) => return Err(Error::ShuttingDown.into()),
         };
         cancel.request = None;
-        drop((permit, user));
+        drop((place, user));
         let Some(Reply::Event(Event::Scored {
             scores,
             greedy,
@@ -219,7 +220,7 @@ struct Run {
     waited: Duration,
     logprobs: bool,
     /// Held to the end: the place among the running requests, and the session.
-    guards: (OwnedSemaphorePermit, Option<User>),
+    guards: (Place, Option<User>),
 }
 
 /// How a generation goes on.

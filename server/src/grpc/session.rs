@@ -2,19 +2,24 @@
 //!
 //! Checks labels, lifetimes, windows and masks; the sessions themselves are in `sessions`. Start at [`Service`].
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use imprint_proto::v1::{self, session_service_server::SessionService};
+use prost::Message;
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Shared, count, duration, strategy, timestamp};
+use super::{Shared, at, count, duration, strategy, timestamp};
 use crate::{
-    edge::tenant,
-    sessions::{About, Session, Wanted},
+    edge::{deadline, tenant},
+    sessions::{About, Page, Session, Wanted},
     status::{Error, Violation, echo},
 };
 
@@ -26,6 +31,10 @@ const LABEL_KEY: usize = 63;
 const LABEL_VALUE: usize = 256;
 /// Bytes of a client's name for a request.
 const REQUEST_ID: usize = 128;
+/// Bytes of a page of sessions, unless the first is larger: clients read messages of 4 MiB by default.
+const PAGE_BYTES: usize = 1 << 20;
+/// Bytes that stand before a session in a page, at most.
+const FRAME: usize = 8;
 /// The shortest time to live.
 const SHORTEST: Duration = Duration::from_secs(1);
 
@@ -35,6 +44,7 @@ pub struct Service(pub Arc<Shared>);
 impl Service {
     fn message(&self, session: &Session) -> v1::Session {
         let progress = session.progress().borrow().clone();
+        let newest = progress.newest;
         let about = session.about().clone();
         v1::Session {
             session_id: session.name.clone(),
@@ -49,17 +59,16 @@ impl Service {
                 .ttl
                 .and_then(|ttl| about.used_time.checked_add(ttl))
                 .map(timestamp),
-            adapter_version: progress.version,
-            state_digest: progress
-                .digest
-                .map(|digest| digest.to_string())
+            adapter_version: progress.version(),
+            state_digest: newest
+                .map(|newest| newest.digest.to_string())
                 .unwrap_or_default(),
             accepted_seq: progress.accepted,
-            applied_seq: progress.applied,
-            context_tokens: progress.tokens,
+            applied_seq: progress.applied(),
+            context_tokens: newest.map_or(0, |newest| newest.tokens as u64),
             documents: count(session.document_count()),
-            state_bytes: progress.state_bytes,
-            core_bytes: progress.core_bytes,
+            state_bytes: newest.map_or(0, |newest| newest.state_bytes as u64),
+            core_bytes: newest.map_or(0, |newest| newest.core_bytes as u64),
             forked_from: session.forked_from.clone().unwrap_or_default(),
         }
     }
@@ -175,13 +184,36 @@ fn checked(violations: Vec<Violation>) -> Result<(), Error> {
     }
 }
 
-/// Runs the work to its end, also if the client goes away meanwhile: no session is left half open.
-async fn whole(
-    work: impl Future<Output = Result<Arc<Session>, Error>> + Send + 'static,
-) -> Result<Arc<Session>, Error> {
-    tokio::spawn(work)
-        .await
-        .map_err(|_| Error::Internal("a session's opening panicked"))?
+impl Service {
+    /// Runs the work to its end, also if the caller's time is over or the caller goes away meanwhile: no session is left half
+    /// open. One that nobody was told of ends, unless it is to be `kept` for the caller who asks again.
+    async fn whole(
+        &self,
+        deadline: Option<Instant>,
+        kept: bool,
+        work: impl Future<Output = Result<Arc<Session>, Error>> + Send + 'static,
+    ) -> Result<Arc<Session>, Error> {
+        let shared = Arc::clone(&self.0);
+        let (done, mut answer) = oneshot::channel();
+        tokio::spawn(async move {
+            if let Err(Ok(session)) = done.send(work.await)
+                && !kept
+            {
+                shared.sessions.delete(&session);
+            }
+        });
+        let panicked = |_| Error::Internal("a session's opening panicked");
+        tokio::select! {
+            answer = &mut answer => answer.map_err(panicked)?,
+            () = at(deadline) => {
+                answer.close();
+                // It may have come at the last moment.
+                answer
+                    .try_recv()
+                    .unwrap_or(Err(Error::Deadline("the session is not open")))
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -190,15 +222,16 @@ impl SessionService for Service {
         &self,
         request: Request<v1::CreateSessionRequest>,
     ) -> Result<Response<v1::CreateSessionResponse>, Status> {
-        let tenant = tenant(&request)?;
+        let (tenant, deadline) = (tenant(&request)?, deadline(&request));
         let request = request.into_inner();
         let wanted = self.wanted(&request)?;
         let shared = Arc::clone(&self.0);
-        let session = whole(async move {
+        let kept = !request.request_id.is_empty();
+        let create = async move {
             let create = shared.sessions.create(&tenant, &request.request_id, wanted);
             create.await
-        })
-        .await?;
+        };
+        let session = self.whole(deadline, kept, create).await?;
         Ok(Response::new(v1::CreateSessionResponse {
             session: Some(self.message(&session)),
         }))
@@ -226,15 +259,24 @@ impl SessionService for Service {
             page_size,
             page_token,
         } = request.into_inner();
-        let page = self.0.sessions.list(&tenant, page_size, &page_token)?;
-        let sessions = page
-            .sessions
-            .iter()
-            .map(|session| self.message(session))
-            .collect();
+        let Page { sessions, mut more } = self.0.sessions.list(&tenant, page_size, &page_token)?;
+        let (mut messages, mut bytes, mut last) = (Vec::new(), 0_usize, None);
+        for session in &sessions {
+            let message = self.message(session);
+            bytes = bytes.saturating_add(message.encoded_len() + FRAME);
+            if bytes > PAGE_BYTES && last.is_some() {
+                more = true;
+                break;
+            }
+            messages.push(message);
+            last = Some(session);
+        }
+        let next = last.filter(|_| more);
         Ok(Response::new(v1::ListSessionsResponse {
-            sessions,
-            next_page_token: page.next,
+            sessions: messages,
+            next_page_token: next
+                .map(|last| self.0.sessions.page_behind(&tenant, last))
+                .unwrap_or_default(),
         }))
     }
 
@@ -302,17 +344,18 @@ impl SessionService for Service {
             .0
             .sessions
             .get(&tenant(&request)?, &request.get_ref().session_id)?;
+        let deadline = deadline(&request);
         let request = request.into_inner();
         let mut violations = Vec::new();
         let labels = labels("labels", &request.labels, &mut violations);
         let ttl = ttl("ttl", request.ttl, &mut violations);
         checked(violations)?;
         let shared = Arc::clone(&self.0);
-        let fork = whole(async move {
+        let fork = async move {
             let about = About::new(labels, ttl);
             shared.sessions.fork(&from, about).await
-        })
-        .await?;
+        };
+        let fork = self.whole(deadline, false, fork).await?;
         Ok(Response::new(v1::ForkSessionResponse {
             session: Some(self.message(&fork)),
         }))
@@ -350,7 +393,9 @@ impl SessionService for Service {
             .sessions
             .get(&tenant(&request)?, &request.get_ref().session_id)?;
         let user = session.user();
-        let (version, digest) = session.forget(&request.get_ref().document_id).await?;
+        let late = at(deadline(&request));
+        let forget = session.forget(&request.get_ref().document_id, late);
+        let (version, digest) = forget.await?;
         drop(user);
         Ok(Response::new(v1::ForgetDocumentResponse {
             adapter_version: version.0,

@@ -10,7 +10,7 @@ use std::{
 
 use engine::{Command, Seq, TokenId};
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
+    sync::mpsc,
     time::{Instant, sleep_until},
 };
 
@@ -27,8 +27,6 @@ pub(super) struct Item {
     pub(super) attach: Attach,
     /// Tokens' room to be given back once they are fed.
     pub(super) room: usize,
-    /// States that the commands free: given back once the engine has been told.
-    pub(super) states: Option<OwnedSemaphorePermit>,
 }
 
 impl Item {
@@ -81,7 +79,6 @@ async fn run_to_the_end(
                 if feed(&engine, &link, &mut fed, item.commands, item.attach).await.is_none() || last {
                     return;
                 }
-                drop(item.states);
                 if let Some(session) = session.upgrade() {
                     session.free(item.room);
                 }

@@ -1,8 +1,11 @@
-//! One session: a chunk is checked, tokenised, committed to the log, and only then acknowledged and fed to the engine.
+//! One session: what it is, who uses it, and what waits in it. What happens to a chunk is in `take`, to a flush in `versions`.
 //!
 //! One writer at a time: chunks of several streams are serialised by a lock. All that can fail or wait comes before the commit;
 //! behind it nothing does, so a client that goes away in mid-stream leaves whole chunks. The open document's tokenizer lives
 //! here, not in a stream: any stream continues it. Start at [`Session::take`].
+
+mod take;
+mod versions;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,19 +13,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use engine::{Command, DocumentId, Seq, SessionError, SessionId, Strategy, TokenId, Version};
+use engine::{Command, DocumentId, Seq, SessionId, Strategy, TokenId};
 use lm::text::{DocumentTokenizer, Text};
-use store::{Appended, Chunk, Content, Place, Store};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
+use store::Store;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 
-use super::{
-    feed::{self, Item},
-    states::States,
-};
+pub use self::take::{Taken, checked};
+use super::feed::{self, Item};
 use crate::{
     auth::Tenant,
     engine_thread::{Attach, Handle, Link, Progress},
-    status::{Error, Violation},
+    states::States,
+    status::Error,
 };
 
 /// Text beyond so many bytes is tokenised on a thread for blocking work.
@@ -137,8 +139,6 @@ pub struct Session {
     items: Mutex<Option<mpsc::UnboundedReceiver<Item>>>,
     /// Tokens that may still wait in the feed: its bound.
     room: Arc<Semaphore>,
-    /// Its part of all sessions' states.
-    states: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// What only the writer touches.
@@ -166,31 +166,6 @@ struct Open {
     /// Bytes of text so far.
     bytes: usize,
     tokens: usize,
-}
-
-/// What a chunk comes to, worked out before anything is changed.
-struct Plan {
-    /// The last tokens of the document that ends because another begins.
-    closing: Option<Vec<TokenId>>,
-    /// The chunk's tokens, and those that were held back before it.
-    tokens: Vec<TokenId>,
-    /// The document's tokenizer behind the chunk; none for ids.
-    tokenizer: Option<DocumentTokenizer>,
-    /// Tokens that are still held back, with the document's suffix.
-    held: usize,
-}
-
-impl Plan {
-    fn count(&self) -> usize {
-        self.tokens.len() + self.closing.as_ref().map_or(0, Vec::len)
-    }
-}
-
-/// A chunk was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// Whether it had been taken before.
-    pub duplicate: bool,
 }
 
 /// Keeps a session from expiring while a call uses it.
@@ -250,7 +225,6 @@ impl Session {
             feed,
             items: Mutex::new(Some(items)),
             room,
-            states: Mutex::default(),
         }
     }
 
@@ -332,80 +306,12 @@ impl Session {
     }
 
     /// The right to write; waits for other writers.
-    pub(super) async fn writer(&self) -> Result<tokio::sync::MutexGuard<'_, Writer>, Error> {
+    pub(crate) async fn writer(&self) -> Result<tokio::sync::MutexGuard<'_, Writer>, Error> {
         let writer = self.writer.lock().await;
         if self.rooms.link.progress.borrow().closed {
             return Err(Error::UnknownSession(self.name.clone()));
         }
         Ok(writer)
-    }
-
-    /// Takes a chunk: when this returns, it is in the log, and will become part of the state.
-    ///
-    /// # Errors
-    /// [`Error::Store`] about `seq`, document or bounds, [`Error::Invalid`] about the content, [`Error::Context`] if the
-    /// session can take no more. Nothing of the chunk is applied then.
-    pub async fn take(&self, seq: u64, chunk: Chunk) -> Result<Taken, Error> {
-        let rules = &self.rooms.rules;
-        let bytes = chunk.content.bytes();
-        if bytes > rules.chunk_bytes {
-            let why = format!("has {bytes} bytes, more than {}", rules.chunk_bytes);
-            return Err(Error::Invalid(vec![Violation::new(
-                field(&chunk.content),
-                why,
-            )]));
-        }
-        let mut writer = self.writer().await?;
-        let place = match self.rooms.store.check(&self.name, seq, &chunk)? {
-            Appended::Duplicate => return Ok(Taken { duplicate: true }),
-            Appended::Accepted(place) => place,
-        };
-        if let Some(error) = self.rooms.link.progress.borrow().failed.clone() {
-            return Err(Error::Context(error));
-        }
-        let plan = self.plan(&writer, &chunk, &place).await?;
-        // Waits while the engine is behind: the client is slowed down here.
-        let room = self.wait_for_room(plan.count()).await?;
-        let end = chunk.end_of_document;
-        if place.begins {
-            self.grow(self.document_count() + 1)?;
-        }
-        self.rooms.store.append(&self.name, seq, chunk)?;
-        // From here on nothing waits and nothing fails.
-        let commands = self.apply(&mut writer, plan, seq, bytes, end, &place);
-        self.rooms
-            .link
-            .progress
-            .send_modify(|progress| progress.accepted = seq);
-        self.put(Item {
-            commands,
-            attach: Attach::Nobody,
-            room: taken(room),
-            states: None,
-        });
-        Ok(Taken { duplicate: false })
-    }
-
-    /// Takes the states of so many documents. If less comes of it, they serve the next ones.
-    pub(super) fn grow(&self, documents: usize) -> Result<(), Error> {
-        let mut mine = locked(&self.states);
-        let have = mine.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = States::of(self.strategy, documents).saturating_sub(have);
-        let more = self.rooms.rules.states.take(more);
-        let more = more.map_err(Error::Context)?;
-        match mine.as_mut() {
-            Some(mine) => mine.merge(more),
-            None => *mine = Some(more),
-        }
-        Ok(())
-    }
-
-    /// States that are not needed for so many documents.
-    fn shrink(&self, documents: usize) -> Option<OwnedSemaphorePermit> {
-        let mut mine = locked(&self.states);
-        let mine = mine.as_mut()?;
-        let less = States::of(self.strategy, documents);
-        mine.split(mine.num_permits().saturating_sub(less))
     }
 
     /// Takes no context if `from` takes none.
@@ -437,249 +343,6 @@ impl Session {
         }
     }
 
-    /// Works out what a new chunk comes to.
-    async fn plan(&self, writer: &Writer, chunk: &Chunk, place: &Place) -> Result<Plan, Error> {
-        let rules = &self.rooms.rules;
-        if place.begins && self.document_count() >= rules.documents {
-            return Err(Error::Store(store::Error::Full {
-                what: "documents",
-                limit: rules.documents,
-            }));
-        }
-        let tokenizer = writer.open.as_ref().and_then(|open| open.tokenizer.clone());
-        let held = tokenizer.as_ref().map_or(0, DocumentTokenizer::held_bytes);
-        let first = writer.next_document == 0;
-        let plan = if chunk.content.bytes() + held <= INLINE_BYTES {
-            plan(tokenizer, first, rules, &self.rooms.text, chunk, place)?
-        } else {
-            let (rules, text) = (Arc::clone(rules), self.rooms.text.clone());
-            let (chunk, place) = (chunk.clone(), place.clone());
-            let work = move || plan(tokenizer, first, &rules, &text, &chunk, &place);
-            tokio::task::spawn_blocking(work)
-                .await
-                .map_err(|_| Error::Internal("tokenising panicked"))??
-        };
-        let tokens = writer
-            .tokens
-            .saturating_add(plan.count())
-            .saturating_add(plan.held);
-        if tokens > rules.session_tokens {
-            return Err(Error::Context(SessionError::TooManyTokens {
-                tokens,
-                limit: rules.session_tokens,
-            }));
-        }
-        if self.strategy == Strategy::Concat {
-            let limit = rules.concat_tokens;
-            let before = writer.open.as_ref().map_or(0, |open| open.tokens);
-            let closed = plan
-                .closing
-                .as_ref()
-                .map_or(0, |closing| before + closing.len());
-            let tokens = plan.tokens.len() + plan.held + if place.begins { 0 } else { before };
-            if let Some(tokens) = [closed, tokens].into_iter().find(|tokens| *tokens > limit) {
-                return Err(Error::Context(SessionError::DocumentTooLong {
-                    tokens,
-                    limit,
-                }));
-            }
-        }
-        Ok(plan)
-    }
-
-    /// Makes the plan true, and returns what the engine is to be told.
-    fn apply(
-        &self,
-        writer: &mut Writer,
-        plan: Plan,
-        seq: u64,
-        bytes: usize,
-        end: bool,
-        place: &Place,
-    ) -> Vec<Command> {
-        let session = self.id;
-        let mut documents = locked(&self.documents);
-        let mut commands = Vec::with_capacity(2);
-        writer.tokens += plan.count();
-        if let (Some(tokens), Some(open)) = (plan.closing, writer.open.take_if(|_| place.begins)) {
-            if let Some(last) = documents.last_mut() {
-                last.tokens += tokens.len();
-                last.complete = true;
-            }
-            let (seq, document) = (Seq(writer.accepted), open.id);
-            commands.push(Command::Ingest {
-                session,
-                seq,
-                document,
-                tokens,
-                end_of_document: true,
-            });
-            writer.whole = writer.accepted;
-        }
-        if place.begins {
-            let id = DocumentId(writer.next_document);
-            writer.next_document += 1;
-            writer.open = Some(Open {
-                id,
-                tokenizer: None,
-                pending: VecDeque::new(),
-                bytes: 0,
-                tokens: 0,
-            });
-            let name = place.document.clone();
-            documents.push(Document {
-                name,
-                id,
-                tokens: 0,
-                complete: false,
-                first_seq: seq,
-                last_seq: seq,
-            });
-        }
-        writer.accepted = seq;
-        // `place` is in an open document: the one that was open, or the one that has just begun.
-        let Some(open) = writer.open.as_mut() else {
-            return commands;
-        };
-        open.tokens += plan.tokens.len();
-        if let Some(last) = documents.last_mut() {
-            last.tokens = open.tokens;
-            last.complete = end;
-            last.last_seq = seq;
-        }
-        open.bytes += bytes;
-        open.pending.push_back((seq, open.bytes));
-        let committed = match &plan.tokenizer {
-            Some(tokenizer) if !end => tokenizer.committed_bytes(),
-            _ => usize::MAX,
-        };
-        let before = writer.whole;
-        while let Some((seq, _)) = open.pending.pop_front_if(|(_, end)| *end <= committed) {
-            writer.whole = seq;
-        }
-        open.tokenizer = plan.tokenizer;
-        let document = open.id;
-        if end {
-            writer.open = None;
-        }
-        if place.begins || end || !plan.tokens.is_empty() || writer.whole > before {
-            let seq = Seq(writer.whole);
-            commands.push(Command::Ingest {
-                session,
-                seq,
-                document,
-                tokens: plan.tokens,
-                end_of_document: end,
-            });
-        }
-        commands
-    }
-
-    /// Asks for a version of all that was accepted; returns the `seq` that will be in it, or `None` if nothing ever was. Waits
-    /// for room, as a chunk does; nothing is asked if the wait is given up.
-    ///
-    /// # Errors
-    /// [`Error::Text`] if the held-back end cannot be tokenised; [`Error::UnknownSession`] if the session is gone.
-    pub async fn publish(&self) -> Result<Option<u64>, Error> {
-        let writer = self.writer().await?;
-        let Some((seq, command, tokens)) = self.publication(&writer)? else {
-            return Ok(None);
-        };
-        let room = self.wait_for_room(tokens).await?;
-        self.put(Item {
-            commands: vec![command],
-            attach: Attach::Nobody,
-            room: taken(room),
-            states: None,
-        });
-        Ok(Some(seq))
-    }
-
-    /// As `publish`, unless somebody writes just now: `false` then. The feed itself asks, so it waits for no room: there is one
-    /// such publication at most.
-    pub(super) fn try_publish(&self) -> Result<bool, Error> {
-        let Ok(writer) = self.writer.try_lock() else {
-            return Ok(false);
-        };
-        if let Some((_, command, _)) = self.publication(&writer)? {
-            self.put(Item {
-                commands: vec![command],
-                attach: Attach::Nobody,
-                room: 0,
-                states: None,
-            });
-        }
-        Ok(true)
-    }
-
-    /// The command for a version of all that was accepted, with its `seq` and its tokens.
-    fn publication(&self, writer: &Writer) -> Result<Option<(u64, Command, usize)>, Error> {
-        if writer.accepted == 0 {
-            return Ok(None);
-        }
-        let tokenizer = writer
-            .open
-            .as_ref()
-            .and_then(|open| open.tokenizer.as_ref());
-        let provisional = match tokenizer {
-            Some(tokenizer) => tokenizer.provisional(&self.rooms.rules.document_suffix)?,
-            None => Vec::new(),
-        };
-        let tokens = provisional.len();
-        let command = Command::Publish {
-            session: self.id,
-            seq: Seq(writer.accepted),
-            provisional,
-        };
-        Ok(Some((writer.accepted, command, tokens)))
-    }
-
-    /// Forgets a document.
-    ///
-    /// # Errors
-    /// [`Error::UnknownDocument`], what the engine says, [`Error::EngineStopped`].
-    pub async fn forget(&self, document: &str) -> Result<(Version, engine::Digest), Error> {
-        let mut writer = self.writer().await?;
-        let unknown = || Error::UnknownDocument(document.to_owned());
-        let (id, tokens) = {
-            let documents = locked(&self.documents);
-            let known = documents
-                .iter()
-                .find(|known| known.name == document)
-                .ok_or_else(unknown)?;
-            (known.id, known.tokens)
-        };
-        self.rooms
-            .store
-            .forget(&self.name, document)
-            .map_err(|_| unknown())?;
-        locked(&self.documents).retain(|known| known.id != id);
-        if writer.open.as_ref().is_some_and(|open| open.id == id) {
-            writer.open = None;
-            writer.whole = writer.accepted;
-        }
-        writer.tokens = writer.tokens.saturating_sub(tokens);
-        let (done, forgotten) = oneshot::channel();
-        let command = Command::Forget {
-            session: self.id,
-            document: id,
-        };
-        self.put(Item {
-            commands: vec![command],
-            attach: Attach::Forget(done),
-            room: 0,
-            states: self.shrink(self.document_count()),
-        });
-        drop(writer);
-        match forgotten.await {
-            Ok(done) => done.map_err(Error::Context),
-            Err(_) if self.rooms.link.progress.borrow().closed => {
-                Err(Error::UnknownSession(self.name.clone()))
-            }
-            Err(_) => Err(Error::EngineStopped),
-        }
-    }
-
     /// Takes over what `from` has, its writer being held, and begins to feed the engine behind it.
     pub(super) fn copy_from(self: &Arc<Self>, writer: &Writer, from: &Self) {
         if let Ok(mut mine) = self.writer.try_lock() {
@@ -699,7 +362,6 @@ impl Session {
             commands: vec![command],
             attach: Attach::Session(link),
             room: 0,
-            states: None,
         });
     }
 
@@ -715,7 +377,6 @@ impl Session {
             commands: vec![Command::Close { session: self.id }],
             attach: Attach::Nobody,
             room: 0,
-            states: locked(&self.states).take(),
         });
     }
 }
@@ -725,72 +386,4 @@ fn taken(permit: SemaphorePermit<'_>) -> usize {
     let tokens = permit.num_permits();
     permit.forget();
     tokens
-}
-
-fn field(content: &Content) -> &'static str {
-    match content {
-        Content::Text(_) => "chunk.text",
-        Content::Ids(_) => "chunk.token_ids",
-    }
-}
-
-/// Tokenises a chunk behind what its document holds so far. `first` says that nothing came before it in the session.
-fn plan(
-    tokenizer: Option<DocumentTokenizer>,
-    first: bool,
-    rules: &Rules,
-    text: &Text,
-    chunk: &Chunk,
-    place: &Place,
-) -> Result<Plan, Error> {
-    let suffix = rules.document_suffix.as_str();
-    let mut tokens = Vec::new();
-    let mut closing = None;
-    let mut tokenizer = tokenizer;
-    if place.begins {
-        let before = tokenizer.take();
-        if place.ends_open {
-            closing = Some(before.map_or_else(|| Ok(Vec::new()), |before| before.finish(suffix))?);
-        }
-        if let Content::Text(_) = chunk.content {
-            tokenizer = Some(text.document());
-            tokens.extend(rules.bos.filter(|_| first));
-        }
-    }
-    match (&chunk.content, tokenizer.as_mut()) {
-        (Content::Text(text), Some(tokenizer)) => tokens.extend(tokenizer.push(text)?),
-        // An empty text that ends a document of ids.
-        (Content::Text(_), None) => {}
-        (Content::Ids(ids), _) => tokens.extend(checked("chunk.token_ids", ids, rules.vocab)?),
-    }
-    let mut held = 0;
-    if chunk.end_of_document {
-        if let Some(tokenizer) = tokenizer.take() {
-            tokens.extend(tokenizer.finish(suffix)?);
-        }
-    } else if let Some(tokenizer) = &tokenizer {
-        held = tokenizer.held_bytes() + suffix.len(); // a token has at least one byte
-    }
-    Ok(Plan {
-        closing,
-        tokens,
-        tokenizer,
-        held,
-    })
-}
-
-/// Ids of the vocabulary.
-///
-/// # Errors
-/// [`Error::Invalid`] names the first that is none.
-pub fn checked(field: &str, ids: &[u32], vocab: usize) -> Result<Vec<TokenId>, Error> {
-    let wrong = ids.iter().position(|id| *id as usize >= vocab);
-    if let Some((index, id)) = wrong.and_then(|index| Some((index, ids.get(index)?))) {
-        let why = format!("is {id}, not below the vocabulary size {vocab}");
-        return Err(Error::Invalid(vec![Violation::new(
-            format!("{field}.ids[{index}]"),
-            why,
-        )]));
-    }
-    Ok(ids.iter().copied().map(TokenId).collect())
 }

@@ -48,6 +48,14 @@ fn a_configuration_that_cannot_work_is_named() {
         fault(|config| config.step_tokens = config.max_running + 1),
         "step_tokens"
     );
+    assert_eq!(
+        fault(|config| config.max_bulk_beside_decode = 1),
+        "max_bulk_beside_decode"
+    );
+    assert_eq!(
+        fault(|config| config.core_budget_bytes = 0),
+        "core_budget_bytes"
+    );
     assert!(Config::default().check().is_ok());
 }
 
@@ -186,30 +194,180 @@ fn state_budget_bytes_are_kept() {
         .expect("there is one")
         .state_bytes;
     let mut rig = rig(|config| config.state_budget_bytes = 6 * state_bytes);
+    let used = |rig: &Rig| rig.engine.usage().state_bytes / state_bytes;
     rig.open(1, Strategy::Parallel);
-    // Four states of the session, and one of each document.
-    for document in 1..3 {
-        assert_eq!(
-            refused(
-                &mut rig,
-                ingest(1, document, document, &ids(&[1, 2, 3]), true)
-            ),
-            []
-        );
-    }
-    assert_eq!(rig.engine.usage().state_bytes, 6 * state_bytes);
+    // The fold, one of each document, and three while one is open.
+    assert_eq!(
+        refused(&mut rig, ingest(1, 1, 1, &ids(&[1, 2, 3]), false)),
+        []
+    );
+    assert_eq!(used(&rig), 5);
+    assert_eq!(refused(&mut rig, ingest(1, 2, 1, &[], true)), []);
+    assert_eq!(used(&rig), 2);
+    assert_eq!(
+        refused(&mut rig, ingest(1, 3, 2, &ids(&[1, 2, 3]), true)),
+        []
+    );
+    assert_eq!(used(&rig), 3);
     let over = |states: usize| SessionError::StateBudget {
         bytes: states * state_bytes,
         limit: 6 * state_bytes,
     };
-    assert_eq!(refused(&mut rig, fork(1, 2)), [over(12)]);
-    rig.open(2, Strategy::Parallel);
+    assert_eq!(refused(&mut rig, fork(1, 2)), []);
+    assert_eq!(refused(&mut rig, fork(1, 3)), [over(9)]);
     assert_eq!(
-        refused(&mut rig, ingest(2, 1, 1, &ids(&[1]), true)),
-        [over(11)]
+        refused(&mut rig, ingest(2, 4, 3, &ids(&[1]), true)),
+        [over(10)]
     );
+    rig.ask(Command::Close {
+        session: SessionId(2),
+    });
     rig.ask(forget(1, 1));
-    assert_eq!(refused(&mut rig, ingest(1, 3, 3, &ids(&[1]), true)), []);
+    assert_eq!(refused(&mut rig, ingest(1, 4, 3, &ids(&[1]), true)), []);
+}
+
+#[test]
+fn a_sequential_session_is_charged_for_what_reading_again_takes_however_many_documents_it_has() {
+    let mut rig = rig(|_| {});
+    rig.open(1, Strategy::Sequential);
+    for document in 1..4 {
+        rig.ask(ingest(1, document, document, &ids(&[1, 2, 3, 4]), true));
+    }
+    let state_bytes = rig
+        .engine
+        .model()
+        .generator
+        .as_ref()
+        .expect("there is one")
+        .state_bytes;
+    let used = |rig: &Rig| rig.engine.usage().state_bytes / state_bytes;
+    assert_eq!(used(&rig), 3);
+    rig.push(forget(1, 1));
+    while !rig.engine.idle() {
+        rig.step();
+        assert_eq!(used(&rig), 3);
+    }
+    rig.ask(ingest(1, 4, 4, &ids(&[1]), false));
+    assert_eq!(used(&rig), 5);
+}
+
+/// A rig whose sessions 1 and 2 hold a core each, and that has room for no other; with the bytes of one.
+fn two_cores() -> (Rig, usize) {
+    let mut probe = rig(|_| {});
+    probe.open(1, Strategy::Parallel);
+    probe.ask(ingest(1, 1, 1, &ids(&[5; 6]), true));
+    let core = probe.engine.usage().core_bytes;
+    assert!(core > 0);
+    let mut rig = rig(|config| config.core_budget_bytes = 2 * core);
+    for session in 1..3 {
+        rig.open(session, Strategy::Parallel);
+        rig.ask(ingest(session, 1, 1, &ids(&[5; 6]), true));
+    }
+    assert_eq!(rig.engine.usage().core_bytes, 2 * core);
+    (rig, core)
+}
+
+#[test]
+fn core_budget_bytes_are_kept_and_a_version_that_does_not_fit_comes_later() {
+    let (mut rig, core) = two_cores();
+    rig.open(3, Strategy::Parallel);
+    // Nobody asked for a version: none comes, and nobody is told.
+    let read = rig.ask(ingest(3, 1, 1, &ids(&[5; 6]), true));
+    assert!(matches!(read[..], [Event::Encoded { .. }]), "{read:?}");
+    let over = SessionError::CoreBudget {
+        bytes: 3 * core,
+        limit: 2 * core,
+    };
+    assert_eq!(
+        refused(&mut rig, publish(3, 1, &[])),
+        std::slice::from_ref(&over)
+    );
+    rig.ask(ingest(3, 2, 2, &ids(&[5; 6]), false));
+    assert_eq!(refused(&mut rig, publish(3, 2, &ids(&[7; 3]))), [over]);
+    // A fork and a version in the place of another take nothing.
+    assert_eq!(refused(&mut rig, fork(1, 4)), []);
+    rig.ask(ingest(2, 2, 2, &ids(&[6; 6]), true));
+    assert_eq!(refused(&mut rig, publish(2, 2, &[])), []);
+    assert_eq!(rig.engine.usage().core_bytes, 2 * core);
+    rig.ask(Command::Close {
+        session: SessionId(2),
+    });
+    rig.open(5, Strategy::Parallel);
+    rig.push(ingest(5, 1, 1, &ids(&[5; 6]), true));
+    rig.push(ingest(5, 2, 2, &ids(&[5; 6]), false));
+    let late = rig.imprint(3);
+    rig.ask(Command::Close {
+        session: SessionId(1),
+    });
+    rig.ask(Command::Close {
+        session: SessionId(4),
+    });
+    assert_eq!(late, rig.imprint(5));
+    rig.assert_all_blocks_come_back([3, 5]);
+}
+
+#[test]
+fn a_core_that_a_running_request_is_pinned_to_counts_and_what_is_forgotten_goes_all_the_same() {
+    let (mut rig, core) = two_cores();
+    rig.push(generate(1, Some(1), &ids(&[1, 2, 3]), 40, 0));
+    rig.step();
+    rig.push(ingest(1, 2, 2, &ids(&[6; 6]), true));
+    rig.push(publish(1, 2, &[]));
+    let mut events = Vec::new();
+    while rig.engine.usage().running > 0 && failures(&events).is_empty() {
+        events.extend(rig.step());
+    }
+    let over = SessionError::CoreBudget {
+        bytes: 3 * core,
+        limit: 2 * core,
+    };
+    assert_eq!(failures(&events), [over]);
+    rig.push(forget(1, 1));
+    let events = rig.step();
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::Forgotten { .. })),
+        "{events:?}"
+    );
+    assert_eq!(rig.engine.usage().running, 1, "it is still pinned");
+    assert_eq!(rig.engine.usage().core_bytes, 3 * core);
+    rig.run();
+    assert_eq!(rig.engine.usage().core_bytes, 2 * core);
+}
+
+#[test]
+fn max_bulk_beside_decode_is_all_that_runs_beside_an_answer() {
+    let mut rig = rig(|config| config.max_bulk_beside_decode = 3);
+    rig.open(1, Strategy::Parallel);
+    let mut ask = generate(1, None, &ids(&[1]), 8, 0);
+    let Command::Generate { eos, .. } = &mut ask else {
+        panic!("it generates")
+    };
+    eos.clear();
+    rig.push(ask);
+    rig.step();
+    rig.push(ingest(1, 1, 1, &ids(&[4; 40]), false));
+    rig.push(generate(2, None, &ids(&[2; 30]), 1, 0));
+    let mut read = Vec::new();
+    while !rig.engine.idle() {
+        let events = rig.step();
+        let encoded = events.iter().map(|event| match event {
+            Event::Encoded { tokens, .. } => *tokens,
+            _ => 0,
+        });
+        let decodes = events
+            .iter()
+            .any(|event| matches!(event, Event::Token { request, .. } if request.0 == 1));
+        read.push((decodes, encoded.sum::<usize>()));
+    }
+    assert!(read.iter().filter(|(decodes, _)| *decodes).count() >= 6);
+    assert!(
+        read.iter()
+            .all(|&(decodes, tokens)| !decodes || tokens <= 3),
+        "{read:?}"
+    );
+    assert!(read.iter().any(|&(decodes, tokens)| !decodes && tokens > 3));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Context: streamed in any chunks = at once; forgotten = never had; a fork is a session of its own.
 
 use engine::{
-    Command, DocumentId, Event, Seq, SessionError, SessionId, Strategy, TokenId, Version,
+    Command, DocumentId, Event, Newest, Seq, SessionError, SessionId, Strategy, TokenId, Version,
 };
 use proptest::{collection::vec, prelude::*, sample::Index, strategy::Strategy as _};
 use testkit::Form;
@@ -163,7 +163,7 @@ proptest! {
             rig.push(forget(1, number));
         }
         let events = rig.run();
-        let Some(Event::Forgotten { version, tokens: 0, .. }) = events.last() else { panic!("{events:?}") };
+        let Some(Event::Forgotten { newest: Newest { version, tokens: 0, .. }, .. }) = events.last() else { panic!("{events:?}") };
         prop_assert!(*version > last_version(&before));
         prop_assert_eq!(rig.probe(Some(1)), rig.probe(None));
         prop_assert_eq!(rig.export(1), None);
@@ -213,7 +213,7 @@ proptest! {
 
 fn last_applied(events: &[Event]) -> (Seq, engine::Digest) {
     let applied = events.iter().rev().find_map(|event| match event {
-        Event::Applied { seq, digest, .. } => Some((*seq, *digest)),
+        Event::Applied { newest, .. } => Some((newest.seq, newest.digest)),
         _ => None,
     });
     applied.expect("a version is published")
@@ -221,7 +221,7 @@ fn last_applied(events: &[Event]) -> (Seq, engine::Digest) {
 
 fn last_version(events: &[Event]) -> Version {
     let applied = events.iter().rev().find_map(|event| match event {
-        Event::Applied { version, .. } => Some(*version),
+        Event::Applied { newest, .. } => Some(newest.version),
         _ => None,
     });
     applied.expect("a version is published")
@@ -240,12 +240,7 @@ fn a_window_that_closes_publishes_and_a_publish_closes_nothing() {
     rig.open(1, Strategy::Parallel);
     let versions = |events: &[Event]| -> Vec<(u64, u64, usize)> {
         let applied = events.iter().filter_map(|event| match event {
-            Event::Applied {
-                seq,
-                version,
-                tokens,
-                ..
-            } => Some((seq.0, version.0, *tokens)),
+            Event::Applied { newest, .. } => Some((newest.seq.0, newest.version.0, newest.tokens)),
             _ => None,
         });
         applied.collect()
@@ -411,7 +406,7 @@ fn behind_a_refused_chunk_none_is_taken_and_what_came_before_goes_on() {
     };
     assert_eq!(failures(&events), vec![error.clone(); 3]);
     let applied = events.iter().filter_map(|event| match event {
-        Event::Applied { seq, .. } => Some(seq.0),
+        Event::Applied { newest, .. } => Some(newest.seq.0),
         _ => None,
     });
     assert_eq!(applied.collect::<Vec<_>>(), [1]);
@@ -449,7 +444,10 @@ fn a_sequential_session_that_reads_again_publishes_once_at_the_end() {
         matches!(
             published[..],
             [
-                Event::Forgotten { tokens: 30, .. },
+                Event::Forgotten {
+                    newest: Newest { tokens: 30, .. },
+                    ..
+                },
                 Event::Applied { .. },
                 ..
             ]

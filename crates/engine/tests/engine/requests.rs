@@ -80,7 +80,7 @@ fn a_running_answer_keeps_its_version_while_new_ones_appear() {
     rig.open(1, Strategy::Parallel);
     rig.ask(ingest(1, 1, 1, &context(0), true));
     let version = match rig.ask(publish(1, 1, &[]))[..] {
-        [Event::Applied { version, .. }] => version,
+        [Event::Applied { newest, .. }] => newest.version,
         ref other => panic!("{other:?}"),
     };
     let mut ask = generate(1, Some(1), &prompt, 30, 5);
@@ -96,7 +96,7 @@ fn a_running_answer_keeps_its_version_while_new_ones_appear() {
     let newest = events
         .iter()
         .filter_map(|event| match event {
-            Event::Applied { version, .. } => Some(*version),
+            Event::Applied { newest, .. } => Some(newest.version),
             _ => None,
         })
         .max();

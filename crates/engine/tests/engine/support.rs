@@ -9,8 +9,8 @@ use std::{
 };
 
 use engine::{
-    Command, Config, Digest, DocumentId, Engine, Event, RequestId, Sampling, Seq, SessionError,
-    SessionId, Strategy, TokenId, Version,
+    Command, Config, Digest, DocumentId, Engine, Event, Newest, RequestId, Sampling, Seq,
+    SessionError, SessionId, Strategy, TokenId, Version,
 };
 use proptest::{prelude::*, strategy::Strategy as _};
 use testkit::{Form, GeneratorSpec, TinySpec};
@@ -175,7 +175,7 @@ impl Rig {
 
     pub(crate) fn open(&mut self, session: u64, strategy: Strategy) {
         let events = self.ask(open(session, strategy));
-        let opened = |event: &Event| matches!(event, Event::Opened { session: of, version: Version(0), seq: Seq(0), .. } if of.0 == session);
+        let opened = |event: &Event| matches!(event, Event::Opened { session: of, newest: Newest { version: Version(0), seq: Seq(0), .. } } if of.0 == session);
         assert!(events.iter().any(opened), "{events:?}");
     }
 
@@ -183,7 +183,7 @@ impl Rig {
     pub(crate) fn imprint(&mut self, session: u64) -> Imprint {
         let events = self.ask(publish(session, 1, &[]));
         let applied = events.iter().rev().find_map(|event| match event {
-            Event::Applied { digest, tokens, .. } => Some((*digest, *tokens)),
+            Event::Applied { newest, .. } => Some((newest.digest, newest.tokens)),
             _ => None,
         });
         let (digest, tokens) = applied.unwrap_or_else(|| panic!("no version: {events:?}"));
@@ -240,8 +240,13 @@ impl Rig {
         self.run();
         let usage = self.engine.usage();
         assert_eq!(
-            (usage.free_blocks, usage.sessions, usage.state_bytes),
-            (usage.blocks, 0, 0),
+            (
+                usage.free_blocks,
+                usage.sessions,
+                usage.state_bytes,
+                usage.core_bytes
+            ),
+            (usage.blocks, 0, 0, 0),
             "{usage:?}"
         );
     }

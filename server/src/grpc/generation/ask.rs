@@ -392,21 +392,21 @@ pub(super) async fn adapter(
     let deadline = deadline.or_else(|| Instant::now().checked_add(shared.wait));
     let mut progress = session.progress();
     let mut phase = shared.phase.clone();
+    let refusals = progress.borrow().refusals;
     let mut asked = 0;
     loop {
         let now = progress.borrow_and_update().clone();
         if now.closed {
             return Err(Error::UnknownSession(wanted.session.clone()));
         }
-        if now.applied >= wanted.min_seq && now.version >= wanted.min_version {
+        if now.applied() >= wanted.min_seq && now.version() >= wanted.min_version {
             return Ok(Some(user));
         }
-        // Nothing behind what was refused is ever applied: what is wanted and not there yet does not come.
-        if let Some(error) = now.failed.or(now.refused) {
-            return Err(Error::Context(error));
+        if let Some(error) = now.trouble(refusals) {
+            return Err(Error::Context(error.clone()));
         }
         // Something has come that is not in the newest version: ask for one, once for each chunk.
-        let has_come = now.accepted >= wanted.min_seq && now.accepted > now.applied.max(asked);
+        let has_come = now.accepted >= wanted.min_seq && now.accepted > now.applied().max(asked);
         if has_come {
             asked = now.accepted;
             tokio::select! {

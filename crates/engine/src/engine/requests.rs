@@ -1,0 +1,215 @@
+//! What commands make of requests: checked, put in line, cancelled; and the version that one is pinned to.
+//!
+//! Start at [`Engine::enqueue`].
+
+use std::time::Instant;
+
+use super::Engine;
+use crate::{
+    command::Sampling,
+    error::RequestError,
+    event::{Event, Finish},
+    ids::{RequestId, SessionId, TokenId, Version},
+    request::{Pin, Request, Work},
+    sampling::Sampler,
+    session::Session,
+};
+
+impl Engine {
+    pub(super) fn cancel(&mut self, id: RequestId, now: Instant, events: &mut Vec<Event>) {
+        for request in self.remove_requests(|request| request.id == id) {
+            events.push(if request.generates() {
+                request.finished(Finish::Cancelled, now)
+            } else {
+                Event::Failed {
+                    request: id,
+                    error: RequestError::Cancelled,
+                }
+            });
+        }
+    }
+
+    /// Takes requests out of the queues, and their blocks back.
+    pub(super) fn remove_requests(&mut self, ends: impl Fn(&Request) -> bool) -> Vec<Request> {
+        let (ended, waiting): (Vec<Request>, _) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(&ends);
+        self.waiting = waiting.into();
+        let mut ended = ended;
+        ended.extend(self.running.extract_if(.., |request| ends(request)));
+        for request in &mut ended {
+            self.allocator.release(&mut request.blocks);
+        }
+        ended
+    }
+
+    /// The work of a generation and the tokens that the cache must hold for it.
+    pub(super) fn generation(
+        &self,
+        prompt: &[TokenId],
+        max_tokens: usize,
+        sampling: Sampling,
+        eos: Vec<TokenId>,
+    ) -> Result<(Work, usize), RequestError> {
+        self.check_prompt(prompt)?;
+        let limit = self.model.context_length;
+        let room = limit.saturating_sub(prompt.len());
+        if room == 0 {
+            return Err(RequestError::ContextLength {
+                tokens: prompt.len().saturating_add(1),
+                limit,
+            });
+        }
+        let max_tokens = max_tokens.min(room);
+        let sampler = Box::new(Sampler::new(sampling, prompt)?);
+        Ok((
+            Work::Generate {
+                sampler,
+                eos,
+                max_tokens,
+                drawn: 0,
+            },
+            prompt.len() + max_tokens,
+        ))
+    }
+
+    pub(super) fn scoring(
+        &self,
+        prompt: &[TokenId],
+        continuations: Vec<Vec<TokenId>>,
+    ) -> Result<(Work, usize), RequestError> {
+        self.check_prompt(prompt)?;
+        if let Some(index) = continuations.iter().position(Vec::is_empty) {
+            return Err(RequestError::EmptyContinuation { index });
+        }
+        for continuation in &continuations {
+            self.check_tokens(continuation)?;
+        }
+        let longest = continuations
+            .iter()
+            .map(Vec::len)
+            .max()
+            .ok_or(RequestError::NoContinuation)?;
+        let (tokens, limit) = (
+            prompt.len().saturating_add(longest),
+            self.model.context_length,
+        );
+        if tokens > limit {
+            return Err(RequestError::ContextLength { tokens, limit });
+        }
+        Ok((
+            Work::Score {
+                continuations,
+                scores: Vec::new(),
+                greedy: Vec::new(),
+            },
+            tokens,
+        ))
+    }
+
+    fn check_prompt(&self, prompt: &[TokenId]) -> Result<(), RequestError> {
+        if prompt.is_empty() {
+            Err(RequestError::EmptyPrompt)
+        } else {
+            self.check_tokens(prompt)
+        }
+    }
+
+    fn check_tokens(&self, tokens: &[TokenId]) -> Result<(), RequestError> {
+        let vocab = self.model.vocab;
+        match tokens.iter().find(|token| token.0 as usize >= vocab) {
+            Some(&token) => Err(RequestError::TokenOutOfRange { token, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of a command, taken apart once"
+    )]
+    pub(super) fn enqueue(
+        &mut self,
+        id: RequestId,
+        session: Option<SessionId>,
+        scale: f32,
+        prompt: Vec<TokenId>,
+        asked: Result<(Work, usize), RequestError>,
+        now: Instant,
+        events: &mut Vec<Event>,
+    ) {
+        let known = self
+            .waiting
+            .iter()
+            .chain(&self.running)
+            .any(|request| request.id == id);
+        let checked = asked.and_then(|(work, length)| {
+            let limit = self.allocator.capacity_tokens();
+            if known {
+                Err(RequestError::RequestExists)
+            } else if let Some(session) =
+                session.filter(|session| !self.sessions.contains_key(session))
+            {
+                Err(RequestError::UnknownSession { session })
+            } else if !scale.is_finite() {
+                Err(RequestError::Sampling {
+                    field: "adapter_scale",
+                    value: scale,
+                    range: "finite",
+                })
+            } else if length > limit {
+                Err(RequestError::CacheLength {
+                    tokens: length,
+                    limit,
+                })
+            } else {
+                Ok((work, length))
+            }
+        });
+        match checked {
+            Ok((work, length)) => self
+                .waiting
+                .push_back(Request::new(id, session, scale, prompt, length, work, now)),
+            Err(error) => events.push(Event::Failed { request: id, error }),
+        }
+    }
+
+    pub(super) fn export(&self, request: RequestId, id: SessionId) -> Result<Event, RequestError> {
+        let session = self
+            .sessions
+            .get(&id)
+            .ok_or(RequestError::UnknownSession { session: id })?;
+        let generator = self.lm.generator().ok_or(RequestError::NoGenerator)?;
+        let newest = session.newest();
+        let core = newest
+            .core
+            .as_ref()
+            .ok_or(RequestError::NoVersion { session: id })?;
+        let export = generator
+            .export_peft(core.core())
+            .map_err(|error| RequestError::Export {
+                reason: error.to_string(),
+            })?;
+        Ok(Event::Exported {
+            request,
+            config_json: export.config_json,
+            safetensors: export.safetensors,
+            rank: export.rank,
+            version: newest.version,
+            digest: newest.digest,
+        })
+    }
+
+    /// The newest version of the request's session; the bare model for scale 0.
+    pub(super) fn pin(&self, request: &Request) -> Pin {
+        let session = request.session.and_then(|id| self.sessions.get(&id));
+        match session.map(Session::newest) {
+            Some(newest) if request.scale != 0.0 && newest.version != Version(0) => Pin {
+                version: newest.version,
+                digest: Some(newest.digest),
+                core: newest.core.clone(),
+                tokens: newest.tokens,
+            },
+            _ => Pin::default(),
+        }
+    }
+}

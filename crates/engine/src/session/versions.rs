@@ -1,0 +1,308 @@
+//! Versions: windows and documents close, barriers are met, and what was read is folded and published.
+//!
+//! Start at [`Session::settle`].
+
+use generator::{Generator, Strategy};
+
+use super::{Asks, Barrier, Context, Published, Session, Tail};
+use crate::{
+    cores::CoreBudget,
+    error::SessionError,
+    event::{Event, Rejected},
+    ids::{Digest, Seq, Version},
+    reading::Reading,
+};
+
+impl Session {
+    /// Does all that needs no forward.
+    pub(crate) fn settle(&mut self, cx: &mut Context<'_>) {
+        if self.failed.is_none()
+            && let Err(error) = self.try_settle(cx)
+        {
+            self.fail(&error.to_string(), cx);
+        }
+    }
+
+    fn try_settle(&mut self, cx: &mut Context<'_>) -> Result<(), generator::Error> {
+        loop {
+            if self.tail.is_some() {
+                if !self.settle_tail(cx)? {
+                    return Ok(());
+                }
+            } else if self.close(cx)? {
+                self.due = true;
+            } else if self
+                .barriers
+                .front()
+                .is_some_and(|barrier| self.read_place() >= barrier.place)
+            {
+                self.meet_barrier(cx)?;
+            } else {
+                if self.due && self.rereading().is_none() {
+                    let fold = self.fold(self.reading.as_ref(), cx.generator)?;
+                    // Nobody has asked for it: a version that does not fit is left out.
+                    if self.renew(fold, Seq(0), cx.cores).is_ok() {
+                        cx.events.push(self.applied());
+                    }
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// Closes the window or the document that is read to its end. Says whether there was one.
+    fn close(&mut self, cx: &mut Context<'_>) -> Result<bool, generator::Error> {
+        let Some(document) = self.documents.get_mut(self.current) else {
+            return Ok(false);
+        };
+        let position = self.reading.as_ref().map_or(0, Reading::position);
+        let ended = document.complete && position == document.tokens.len();
+        if let Some(reading) = &mut self.reading
+            && (reading.len == self.window || (ended && reading.len > 0))
+        {
+            reading.close_window(cx.generator, self.bounds.least)?;
+            cx.allocator.release(&mut self.blocks);
+            (self.turn, self.yielded) = (None, false);
+            return Ok(true);
+        }
+        if !ended {
+            return Ok(false);
+        }
+        if let Some(Reading { state, hash, .. }) = self.reading.take() {
+            if !state.is_empty() {
+                self.folded.add(&state, 1.0)?;
+            }
+            document.hash = hash;
+            document.state = (self.strategy != Strategy::Sequential).then_some(state);
+        }
+        self.current += 1;
+        Ok(true)
+    }
+
+    /// Answers the barrier at the front, or begins the provisional end that it asks for.
+    fn meet_barrier(&mut self, cx: &mut Context<'_>) -> Result<(), generator::Error> {
+        let here = self.read_place();
+        let Some(barrier) = self.barriers.front_mut() else {
+            return Ok(());
+        };
+        if let Asks::Publish { provisional, .. } = &mut barrier.asks {
+            // If the document was forgotten or has ended without them, they are no more.
+            let here = barrier.place == here && here.document != self.next_number;
+            let tokens = std::mem::take(provisional);
+            if here && !tokens.is_empty() {
+                let reading = match &self.reading {
+                    Some(reading) => reading.try_clone()?,
+                    None => Reading::new(cx.generator)?,
+                };
+                self.tail = Some(Tail {
+                    from: reading.position(),
+                    reading,
+                    tokens,
+                });
+                return Ok(());
+            }
+        }
+        let Some(Barrier { asks, .. }) = self.barriers.pop_front() else {
+            return Ok(());
+        };
+        match asks {
+            Asks::Publish { seq, .. } => {
+                let fold = self.fold(self.reading.as_ref(), cx.generator)?;
+                let renewed = self.renew(fold, seq, cx.cores);
+                cx.events.push(self.published(seq, renewed));
+            }
+            Asks::Reread { forgotten } => {
+                self.renew_without(cx)?;
+                cx.events.push(match forgotten {
+                    Some(document) => self.forgotten(document),
+                    None => self.applied(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the provisional window that is full, or publishes the provisional end that is read. Says whether there was
+    /// something to do.
+    fn settle_tail(&mut self, cx: &mut Context<'_>) -> Result<bool, generator::Error> {
+        let Some(tail) = &mut self.tail else {
+            return Ok(false);
+        };
+        if tail.reading.position() < tail.from + tail.tokens.len() {
+            if tail.reading.len < self.window {
+                return Ok(false);
+            }
+            tail.reading.close_window(cx.generator, self.bounds.least)?;
+            // The next provisional window takes the open one's place in the cache.
+            if let Some(reading) = &mut self.reading {
+                reading.cached = 0;
+            }
+            return Ok(true);
+        }
+        let Some(Tail { reading, .. }) = self.tail.take() else {
+            return Ok(false);
+        };
+        let seq = match self.barriers.pop_front() {
+            Some(Barrier {
+                asks: Asks::Publish { seq, .. },
+                ..
+            }) => seq,
+            _ => Seq(0),
+        };
+        let fold = self.fold(Some(&reading), cx.generator)?;
+        let renewed = self.renew(fold, seq, cx.cores);
+        cx.events.push(self.published(seq, renewed));
+        Ok(true)
+    }
+
+    /// The fold of all that was read, as if the log ended behind `reading`; none if the newest version is that already.
+    pub(super) fn fold(
+        &self,
+        reading: Option<&Reading>,
+        generator: &Generator,
+    ) -> Result<Option<Fold>, generator::Error> {
+        let mut hash = self.hash.clone();
+        let documents = self
+            .documents
+            .iter()
+            .take(self.current)
+            .map(|document| &document.hash);
+        let mut tokens = 0;
+        for document in documents.chain(reading.map(|reading| &reading.hash)) {
+            hash.push(document);
+            tokens += document.tokens();
+        }
+        let digest = hash.finish();
+        if digest == self.newest.digest {
+            return Ok(None);
+        }
+        let mut total = self.folded.try_clone()?;
+        if let Some(reading) = reading {
+            let state = reading.folded(self.bounds.least)?;
+            if !state.is_empty() {
+                total.add(&state, 1.0)?;
+            }
+        }
+        let core = if total.is_empty() {
+            None
+        } else {
+            Some(generator.read_out(&total)?)
+        };
+        Ok(Some(Fold {
+            digest,
+            tokens,
+            core,
+        }))
+    }
+
+    /// Makes a fold the newest version, if its core fits; without one the newest stays. Chunks up to `seq`, and all that were
+    /// read, are in it. No version is due then, whether it came or not.
+    fn renew(
+        &mut self,
+        fold: Option<Fold>,
+        seq: Seq,
+        cores: &CoreBudget,
+    ) -> Result<(), SessionError> {
+        if let Some(core) = fold.as_ref().and_then(|fold| fold.core.as_ref()) {
+            self.due = false;
+            cores.check(core, self.newest.core.as_ref())?;
+        }
+        self.make_newest(fold, seq, cores);
+        Ok(())
+    }
+
+    pub(super) fn make_newest(&mut self, fold: Option<Fold>, seq: Seq, cores: &CoreBudget) {
+        let here = self.read_place();
+        while let Some(&(place, seq)) = self.marks.front()
+            && place <= here
+        {
+            self.read = self.read.max(seq);
+            self.marks.pop_front();
+        }
+        self.due = false;
+        if let Some(Fold {
+            digest,
+            tokens,
+            core,
+        }) = fold
+        {
+            let version = Version(self.newest.version.0 + 1);
+            self.newest = Published {
+                version,
+                seq: self.newest.seq,
+                digest,
+                core: core.map(|core| cores.hold(core)),
+                tokens,
+            };
+        }
+        self.newest.seq = self.newest.seq.max(self.read).max(seq);
+    }
+
+    /// Takes no more context. What was asked for is refused.
+    pub(super) fn fail(&mut self, reason: &str, cx: &mut Context<'_>) {
+        self.drop_reading(cx.allocator);
+        let tokens = self.waiting_tokens();
+        if tokens > 0 {
+            cx.events.push(Event::Encoded {
+                session: self.id,
+                tokens,
+            });
+        }
+        for document in &mut self.documents {
+            document.reported = document.tokens.len();
+        }
+        let (session, error) = (
+            self.id,
+            SessionError::ReadOut {
+                reason: reason.to_owned(),
+            },
+        );
+        let mut rejected: Vec<Rejected> = self
+            .barriers
+            .drain(..)
+            .filter_map(|barrier| match barrier.asks {
+                Asks::Publish { seq, .. } => Some(Rejected::Publish { seq }),
+                Asks::Reread { forgotten } => {
+                    forgotten.map(|document| Rejected::Forget { document })
+                }
+            })
+            .collect();
+        if rejected.is_empty() {
+            rejected.push(Rejected::Publish {
+                seq: self.marks.back().map_or(self.read, |&(_, seq)| seq),
+            });
+        }
+        cx.events
+            .extend(rejected.into_iter().map(|rejected| Event::SessionFailed {
+                session,
+                rejected,
+                error: error.clone(),
+            }));
+        self.marks.clear();
+        self.failed = Some(reason.to_owned());
+    }
+
+    fn applied(&self) -> Event {
+        let (session, newest) = (self.id, self.facts());
+        Event::Applied { session, newest }
+    }
+
+    /// What comes of a publish that was asked for.
+    fn published(&self, seq: Seq, renewed: Result<(), SessionError>) -> Event {
+        match renewed {
+            Ok(()) => self.applied(),
+            Err(error) => Event::SessionFailed {
+                session: self.id,
+                rejected: Rejected::Publish { seq },
+                error,
+            },
+        }
+    }
+}
+
+/// What a version is made of.
+pub(super) struct Fold {
+    pub(super) digest: Digest,
+    pub(super) tokens: usize,
+    pub(super) core: Option<generator::Core>,
+}

@@ -1,0 +1,89 @@
+//! What an account takes and gives back, in states.
+
+use engine::{SessionError, Strategy};
+
+use super::{Account, States};
+
+fn free(states: &States) -> usize {
+    states.free.available_permits()
+}
+
+#[test]
+fn a_session_that_has_read_all_gives_back_what_reading_took() {
+    let states = States::new(100, 10);
+    let mut account = Account::new(states.clone(), Strategy::Parallel);
+    account.begin(1).unwrap();
+    assert_eq!(free(&states), 5);
+    account.applied(1); // a version of the open document
+    assert_eq!(free(&states), 5);
+    account.told(2, false);
+    account.applied(1);
+    assert_eq!(free(&states), 5);
+    account.applied(2);
+    assert_eq!(free(&states), 8);
+    account.end();
+    assert_eq!(free(&states), 10);
+}
+
+#[test]
+fn a_forgotten_document_is_given_back_when_the_engine_has_forgotten_it() {
+    let states = States::new(100, 10);
+    let mut account = Account::new(states.clone(), Strategy::Parallel);
+    for seq in 1..=2 {
+        account.begin(seq).unwrap();
+        account.told(seq, seq == 2);
+    }
+    assert_eq!(free(&states), 4);
+    account.ends();
+    account.forgotten(1); // the other one is unread
+    assert_eq!(free(&states), 5);
+    account.applied(2);
+    assert_eq!(free(&states), 8);
+    account.forgotten(2);
+    assert_eq!(free(&states), 10);
+}
+
+#[test]
+fn a_sequential_session_may_read_again_whatever_others_take() {
+    let states = States::new(100, 10);
+    let mut account = Account::new(states.clone(), Strategy::Sequential);
+    for seq in 1..=4 {
+        account.begin(seq).unwrap();
+        account.told(seq, false);
+    }
+    assert_eq!(free(&states), 5);
+    account.applied(4);
+    assert_eq!(free(&states), 7);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_bytes_and_takes_nothing() {
+    let states = States::new(69, 10);
+    let mut account = Account::new(states.clone(), Strategy::Parallel);
+    account.begin(1).unwrap();
+    account.told(1, false);
+    account.applied(1);
+    let over = SessionError::StateBudget {
+        bytes: 70,
+        limit: 69,
+    };
+    let mut other = Account::new(states.clone(), Strategy::Parallel);
+    assert_eq!(other.begin(1), Err(over));
+    assert_eq!(free(&states), 4);
+    let copy = account.copy(1, 1).unwrap();
+    assert_eq!(free(&states), 2);
+    drop(copy);
+    account.told(2, true);
+    assert!(account.copy(1, 1).is_err());
+    assert_eq!(free(&states), 4);
+}
+
+#[test]
+fn what_was_taken_for_a_document_that_has_not_come_serves_the_next_one() {
+    let states = States::new(50, 10);
+    let mut account = Account::new(states.clone(), Strategy::Parallel);
+    account.begin(1).unwrap();
+    account.abandon();
+    account.begin(1).unwrap();
+    assert_eq!(free(&states), 0);
+}
