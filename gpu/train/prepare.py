@@ -1,8 +1,8 @@
 """What a GPU machine without a network needs to train the generator: base, tokenizer, data, in pieces that travel.
 
 Reads the default model's GGUF and the data folder, writes into OUT: `base.0.safetensors` ... `base.2.safetensors` (quantised blocks as
-they are, about 32 MB each), `tokenizer.json`, `held_out.jsonl.xz` (for the validation figure), `data.jsonl.xz` (texts and questions to train on, evaluation rows
-left out). Start at `main`.
+they are, about 32 MB each), `tokenizer.json`, `data.jsonl.xz` (texts and questions to train on; what occurs in an evaluation file is left
+out) and `held_out.jsonl.xz` (some of them, kept back for the validation figure). Start at `main`.
 
     python gpu/train/prepare.py MODEL.gguf ../shared/data OUT     # needs gguf, tokenizers, safetensors, zstandard
 """
@@ -29,6 +29,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 PIECE = 12_000
 PIECES = 9_000
 CONTEXTS = 60_000
+# What is held out of them for the validation figure.
+HELD_CONTEXTS = 300
+HELD_TEXTS = 100
 # Files that the base is cut into.
 PARTS = 3
 
@@ -121,13 +124,14 @@ def main() -> None:
     for path in sorted((data / "eval").glob("*.jsonl.zst")):
         for row in rows(path):
             banned.update(key(row[name]) for name in ("context", "question", "text") if isinstance(row.get(name), str))
-    held = questions(data / "eval/squad_dev.jsonl.zst", set(), 300, rng)
-    held += [{"kind": "text", "text": row["text"][:PIECE]} for row in rows(data / "eval/corpus_valid.jsonl.zst")][:100]
-    write(out / "held_out.jsonl.xz", held)
-
+    # What checkpoints are chosen by is no evaluation row: it is cut off the training rows.
     items = questions(data / "train/qa_train.jsonl.zst", banned, CONTEXTS, rng)
     texts = [row["text"] for row in rows(data / "train/corpus_train.jsonl.zst") if key(row["text"]) not in banned]
-    for text in rng.sample(texts, min(PIECES, len(texts))):
+    texts = rng.sample(texts, min(PIECES + HELD_TEXTS, len(texts)))
+    held = items[:HELD_CONTEXTS] + [{"kind": "text", "text": text[:PIECE]} for text in texts[:HELD_TEXTS]]
+    write(out / "held_out.jsonl.xz", held)
+    items = items[HELD_CONTEXTS:]
+    for text in texts[HELD_TEXTS:]:
         start = rng.randrange(max(1, len(text) - PIECE))
         items.append({"kind": "text", "text": text[start : start + PIECE]})
     rng.shuffle(items)

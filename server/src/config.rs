@@ -626,7 +626,7 @@ fn overlay_environment(
         let Some(name) = variable.strip_prefix(PREFIX).map(str::to_lowercase) else {
             continue;
         };
-        if OTHERS.contains(&variable.as_str()) {
+        if OTHERS.contains(&variable.as_str()) || is_of_a_service(&name) {
             continue;
         }
         if TEXTS.contains(&name.as_str()) {
@@ -651,6 +651,11 @@ fn overlay_environment(
         }
     }
     Ok(())
+}
+
+/// Whether Kubernetes made the variable: it names the address of every service, and one may be called `imprint`.
+fn is_of_a_service(name: &str) -> bool {
+    name == "port" || name.starts_with("port_") || name.starts_with("service_")
 }
 
 /// A variable's value as TOML has it; what is no TOML is text.

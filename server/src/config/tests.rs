@@ -105,6 +105,8 @@ fn an_unknown_variable_is_refused_with_the_nearest_known_one_and_those_of_others
         "IMPRINT_BIN",
         "IMPRINT_TEST_MODEL",
         "IMPRINT_GOLDEN_DIR",
+        "IMPRINT_PORT_7461_TCP",
+        "IMPRINT_SERVICE_HOST",
     ] {
         read("", &[(other, "x")], Flags::default()).unwrap();
     }

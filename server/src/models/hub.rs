@@ -7,6 +7,7 @@ use std::{
     io::sink,
     net::{TcpStream, ToSocketAddrs},
     path::{Path, PathBuf},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -43,7 +44,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How long the hub may take to be there at all.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A hub: the one that hf-hub knows, or that at an address.
+/// A hub: the one that hf-hub knows, or that at an address (`http://host:port`).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hub<'a> {
     pub(super) endpoint: Option<&'a str>,
@@ -60,19 +61,29 @@ impl Hub<'_> {
         }
         builder.build()
     }
+}
 
-    /// Whether it answers. A network that swallows what it is sent would keep hf-hub waiting for minutes.
-    fn answers(self) -> bool {
-        let address = self.endpoint.map_or("huggingface.co:443", |endpoint| {
-            endpoint.trim_start_matches("http://")
-        });
-        let Ok(addresses) = address.to_socket_addrs() else {
-            return false;
-        };
-        addresses
-            .take(2)
-            .any(|address| TcpStream::connect_timeout(&address, PATIENCE).is_ok())
-    }
+/// Whether the server of a URL can be reached. A network that swallows what it is sent would keep hf-hub waiting for minutes.
+fn answers(url: &str) -> bool {
+    let (rest, port) = match url.strip_prefix("https://") {
+        Some(rest) => (rest, 443),
+        None => (url.trim_start_matches("http://"), 80),
+    };
+    let host = rest.split('/').next().unwrap_or_default().to_owned();
+    let address = if host.contains(':') {
+        host
+    } else {
+        format!("{host}:{port}")
+    };
+    // Names are looked up without a limit of time: by a thread that nobody waits for.
+    let (say, heard) = mpsc::channel();
+    thread::spawn(move || {
+        let mut addresses = address.to_socket_addrs().into_iter().flatten().take(2);
+        let there = addresses.any(|address| TcpStream::connect_timeout(&address, PATIENCE).is_ok());
+        // Whoever asked may have given up.
+        let _ = say.send(there);
+    });
+    heard.recv_timeout(3 * PATIENCE).unwrap_or(false)
 }
 
 /// A model of the hub in the cache `folder`: the folder of its files. Fetches what is not there; if all of it is, no network
@@ -91,7 +102,8 @@ pub(super) fn pull(id: &str, folder: &Path, hub: Hub<'_>) -> Result<PathBuf, Err
         .api(folder)
         .map_err(failed("connection"))?
         .model(id.to_owned());
-    let get = |file: &str| get(&repository, folder, file);
+    let blobs = blobs(folder, id);
+    let get = |file: &str| get(&repository, &blobs, file);
     let config = get(CONFIG).map_err(failed(CONFIG))?;
     for file in OPTIONAL {
         if_there(get(file)).map_err(failed(file))?;
@@ -116,14 +128,15 @@ fn failed(id: &str, file: &str) -> impl FnOnce(ApiError) -> Error + use<> {
 }
 
 /// A file, from the cache or from the hub. A download that breaks off is gone on with, `TRIES` times in all; what is left of an
-/// earlier one is thrown away if it cannot be gone on with: all of it was there, but had not got its name yet.
-fn get(repository: &ApiRepo, cache: &Path, file: &str) -> Result<PathBuf, ApiError> {
+/// earlier one is thrown away if it cannot be gone on with: all of it was there, but had not got its name yet. `blobs`: where
+/// the files of this model lie.
+fn get(repository: &ApiRepo, blobs: &Path, file: &str) -> Result<PathBuf, ApiError> {
     let mut tries = 1;
     loop {
         match repository.get(file) {
             Err(error) if tries < TRIES && status(&error) != Some(404) => {
                 if matches!(error, ApiError::InvalidResume) || status(&error) == Some(416) {
-                    remove_parts(cache)?;
+                    remove_parts(blobs)?;
                 } else {
                     thread::sleep(PAUSE);
                 }
@@ -134,12 +147,10 @@ fn get(repository: &ApiRepo, cache: &Path, file: &str) -> Result<PathBuf, ApiErr
     }
 }
 
-fn remove_parts(folder: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
-        if kind.is_dir() {
-            remove_parts(&path)?;
-        } else if path
+fn remove_parts(blobs: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(blobs)? {
+        let path = entry?.path();
+        if path
             .extension()
             .is_some_and(|extension| extension == "part")
         {
@@ -147,6 +158,13 @@ fn remove_parts(folder: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where hf-hub keeps the contents of a model's files.
+fn blobs(cache: &Path, id: &str) -> PathBuf {
+    cache
+        .join(format!("models--{}", id.replace('/', "--")))
+        .join("blobs")
 }
 
 /// What the hub answered, if it did.
@@ -195,9 +213,6 @@ pub(super) fn shards(index: &str) -> Option<Vec<String>> {
 
 /// Puts the default model's file into the folder, checked. None if the hub does not answer.
 pub(super) fn fetch(pinned: &Pinned, folder: &Path, hub: Hub<'_>) -> Result<Option<()>, Error> {
-    if !hub.answers() {
-        return Ok(None);
-    }
     // Kept if the download breaks off: hf-hub goes on from there.
     let work = folder.join(".hub");
     let failed = || failed(DEFAULT_ID, pinned.file);
@@ -207,7 +222,10 @@ pub(super) fn fetch(pinned: &Pinned, folder: &Path, hub: Hub<'_>) -> Result<Opti
         DEFAULT_REVISION.to_owned(),
     );
     let repository = hub.api(&work).map_err(failed())?.repo(revision);
-    let link = get(&repository, &work, pinned.file).map_err(failed())?;
+    if !answers(&repository.url(pinned.file)) {
+        return Ok(None);
+    }
+    let link = get(&repository, &blobs(&work, DEFAULT_ID), pinned.file).map_err(failed())?;
     let blob = fs::canonicalize(&link).map_err(io(&link))?;
     let file = File::open(&blob).map_err(io(&blob))?;
     let got = copy(&file, sink(), &ProgressBar::hidden()).map_err(io(&blob))?;
