@@ -17,10 +17,12 @@ mod tests;
 use std::ops::Range;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
 
 use crate::{
-    floats::{Floats, floats_mut, floats_of, tensor},
-    gemm::{Begin, Left, Out, Shared, Steps, multiply, spread},
+    floats::{Floats, floats_mut, floats_of, tensor, transpose},
+    gemm::{Begin, Left, Out, Product, Right, Shared, Steps, multiply, products, spread},
+    recorded::recorded3,
     simd::{Isa, Kernel, LANES, exp, lanes, of_lanes, run},
 };
 
@@ -144,24 +146,147 @@ pub fn paged_attention(
         k_cache.contiguous()?,
         v_cache.contiguous()?,
     );
+    let sizes = Sizes {
+        kv_heads,
+        group: heads / kv_heads,
+        dh,
+        block_size,
+        scale,
+        window: window.unwrap_or(usize::MAX),
+    };
     let (q, k, v) = (
         Floats::of(&q)?,
         Floats::of(&k_cache)?,
         Floats::of(&v_cache)?,
     );
+    tensor(attend(&q, &k, &v, rows, sizes), (t, heads * dh))
+}
+
+/// Causal attention of whole sequences to their own keys and values: the same numbers, bit for bit, as
+/// [`paged_attention`] over a cache that holds them. q [T, H, Dh], k, v [T, Hkv, Dh]; `sequences`: (first row,
+/// length) of each, none overlapping. Differentiable in q, k and v. -> [T, H * Dh]
+///
+/// Fails if shapes do not fit, if a sequence reaches beyond the rows, if two overlap, or for a window of 0.
+pub fn self_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sequences: &[(usize, usize)],
+    scale: f32,
+    window: Option<usize>,
+) -> Result<Tensor> {
+    let ((t, heads, dh), (kt, kv_heads, k_dh)) = (q.dims3()?, k.dims3()?);
+    if v.dims3()? != (kt, kv_heads, k_dh)
+        || (kt, k_dh) != (t, dh)
+        || dh == 0
+        || kv_heads == 0
+        || heads == 0
+        || heads % kv_heads != 0
+        || window == Some(0)
+    {
+        bail!(
+            "attention of q {:?} to k {:?} and v {:?}, window {window:?}",
+            q.shape(),
+            k.shape(),
+            v.shape()
+        )
+    }
+    let mut sequences = sequences.to_vec();
+    sequences.sort_unstable();
+    let ends = sequences
+        .iter()
+        .map(|&(start, len)| start.checked_add(len).filter(|&end| end <= t));
+    let Some(ends) = ends.collect::<Option<Vec<_>>>() else {
+        bail!("a sequence reaches beyond {t} rows")
+    };
+    if ends
+        .iter()
+        .zip(&sequences[1.min(sequences.len())..])
+        .any(|(&end, &(start, _))| start < end)
+    {
+        bail!("sequences of an attention call overlap")
+    }
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    let sizes = Sizes {
+        kv_heads,
+        group: heads / kv_heads,
+        dh,
+        block_size: 1,
+        scale,
+        window: window.unwrap_or(usize::MAX),
+    };
+    // Every row is a block of its own.
+    let slots: Vec<u32> = (0..u32::try_from(t).map_err(candle_core::Error::wrap)?).collect();
+    let rows: Vec<_> = sequences
+        .iter()
+        .map(|&(start, len)| AttentionRow {
+            start,
+            len,
+            position: 0,
+            blocks: &slots[start..start + len],
+        })
+        .collect();
+    let out = attend(
+        &Floats::of(&q)?,
+        &Floats::of(&k)?,
+        &Floats::of(&v)?,
+        &rows,
+        sizes,
+    ); // [T, H Dh]
+    recorded3(
+        "self_attention",
+        [&q, &k, &v],
+        out,
+        (t, heads * dh),
+        move |[q, k, v], _, dy| {
+            let (dq, dk, dv) = attend_back(
+                &Floats::of(q)?,
+                &Floats::of(k)?,
+                &Floats::of(v)?,
+                &Floats::of(dy)?,
+                &sequences,
+                sizes,
+            );
+            let of = |values, like: &Tensor| tensor(values, like.shape()).map(Some);
+            Ok((of(dq, q)?, of(dk, k)?, of(dv, v)?))
+        },
+    )
+}
+
+/// Sizes and switches of a checked call. `group`: query heads of a KV head.
+#[derive(Clone, Copy)]
+struct Sizes {
+    kv_heads: usize,
+    group: usize,
+    dh: usize,
+    block_size: usize,
+    scale: f32,
+    window: usize,
+}
+
+/// q [T, H, Dh], k, v [slots, Hkv, Dh] -> [T, H * Dh].
+fn attend(q: &[f32], k: &[f32], v: &[f32], rows: &[AttentionRow<'_>], sizes: Sizes) -> Vec<f32> {
+    let Sizes {
+        kv_heads,
+        group,
+        dh,
+        block_size,
+        scale,
+        window,
+    } = sizes;
+    let heads = kv_heads * group;
     let mut out = vec![0.0f32; q.len()]; // [T, H * Dh]
-    let group = heads / kv_heads;
     let call = Call {
-        q: &q,
-        k: &k,
-        v: &v,
+        q,
+        k,
+        v,
         out: Shared(out.as_mut_ptr()),
         kv_heads,
         group,
         dh,
         block_size,
         scale,
-        window: window.unwrap_or(usize::MAX),
+        window,
     };
     let (mut tiles, mut work) = (Vec::new(), 0);
     for row in rows {
@@ -184,7 +309,135 @@ pub fn paged_attention(
     spread(tiles.len(), 1, work, |range| {
         tiles[range].iter().for_each(|tile| call.tile(tile))
     });
-    tensor(out, (t, heads * dh))
+    out
+}
+
+/// Gradients of q [T, H, Dh], k and v [T, Hkv, Dh] for that of the result, dy [T, H * Dh], with the weights
+/// made again: with P = softmax(scale Q Kᵀ) and dS = P (dY Vᵀ - Σ P dY Vᵀ), dV = Pᵀ dY, dQ = scale dS K and
+/// dK = scale dSᵀ Q, for each sequence and KV head, its query heads one below the other.
+fn attend_back(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    dy: &[f32],
+    sequences: &[(usize, usize)],
+    sizes: Sizes,
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let Sizes {
+        kv_heads,
+        group,
+        dh,
+        ..
+    } = sizes;
+    let (mut dq, mut dk, mut dv) = (
+        vec![0.0f32; q.len()],
+        vec![0.0f32; k.len()],
+        vec![0.0f32; v.len()],
+    );
+    let parts: Vec<_> = sequences
+        .iter()
+        .flat_map(|&sequence| (0..kv_heads).map(move |head| (sequence, head)))
+        .collect();
+    let parts: Vec<_> = parts
+        .into_par_iter()
+        .map(|((start, len), head)| {
+            let of = |values: &[f32], heads: usize| -> Vec<f32> {
+                let width = heads * dh;
+                (start..start + len)
+                    .flat_map(|row| &values[(row * kv_heads + head) * width..][..width])
+                    .copied()
+                    .collect()
+            };
+            // Keys and values padded with zeros to whole vectors of weights.
+            let padded = |values: &[f32]| {
+                let mut rows = of(values, 1);
+                rows.resize(len.next_multiple_of(LANES) * dh, 0.0);
+                rows
+            };
+            let part = Part {
+                q: of(q, group),
+                k: padded(k),
+                v: padded(v),
+                dy: of(dy, group),
+            };
+            ((start, len, head), part.back(sizes))
+        })
+        .collect();
+    for ((start, len, head), (part_q, part_k, part_v)) in parts {
+        let put = |to: &mut [f32], from: &[f32], heads: usize| {
+            let width = heads * dh;
+            for (row, from) in from.chunks_exact(width).take(len).enumerate() {
+                to[((start + row) * kv_heads + head) * width..][..width].copy_from_slice(from);
+            }
+        };
+        put(&mut dq, &part_q, group);
+        put(&mut dk, &part_k, 1);
+        put(&mut dv, &part_v, 1);
+    }
+    (dq, dk, dv)
+}
+
+/// One KV head of one sequence of L tokens. q, dy [L group, Dh], k, v [L', Dh], L' >= L a whole number of sixteens.
+struct Part {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    dy: Vec<f32>,
+}
+
+impl Part {
+    /// (dq [L group, Dh], dk [L', Dh], dv [L', Dh]).
+    fn back(&self, sizes: Sizes) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let Sizes {
+            group,
+            dh,
+            scale,
+            window,
+            ..
+        } = sizes;
+        let (len, rows) = (self.k.len() / dh, self.q.len() / dh);
+        let product = |x: &[f32], w: Right<'_>, k: usize, n: usize| {
+            let mut out = vec![0.0f32; x.len() / k.max(1) * n];
+            products(&mut [Product {
+                x,
+                w,
+                out: &mut out,
+                k,
+                n,
+                begin: Begin::Zero,
+            }]);
+            out
+        };
+        let mut p = product(&self.q, Right::Columns(&self.k), dh, len); // [rows, L']
+        for (query, scores) in p.chunks_exact_mut(group * len).enumerate() {
+            let visible = (query + 1).saturating_sub(window)..query + 1;
+            for weights in scores.chunks_exact_mut(len) {
+                for weight in weights.iter_mut() {
+                    *weight *= scale;
+                }
+                let mut sum = 0.0;
+                run(Weigh {
+                    weights,
+                    visible: visible.clone(),
+                    sum: &mut sum,
+                });
+                for weight in weights {
+                    *weight /= sum;
+                }
+            }
+        }
+        let dv = product(&transpose(&p, rows, len), Right::Steps(&self.dy), rows, dh); // [L', Dh]
+        let mut ds = product(&self.dy, Right::Columns(&self.v), dh, len); // [rows, L']
+        for (ds, p) in ds.chunks_exact_mut(len).zip(p.chunks_exact(len)) {
+            let mean: f32 = ds.iter().zip(p).map(|(d, p)| d * p).sum();
+            for (d, p) in ds.iter_mut().zip(p) {
+                *d = scale * p * (*d - mean);
+            }
+        }
+        let dq = product(&ds, Right::Steps(&self.k), len, dh); // [rows, Dh]
+        let dk = product(&transpose(&ds, rows, len), Right::Steps(&self.q), rows, dh); // [L', Dh]
+        (dq, dk, dv)
+    }
 }
 
 /// Scores of a tile: 128 KB of f32, so that they stay in L2 beside the keys.

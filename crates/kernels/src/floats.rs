@@ -67,6 +67,22 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor
     Tensor::from_vec(values, shape.into(), &Device::Cpu)
 }
 
+/// [rows, columns] -> [columns, rows], in squares that stay in L1.
+pub(crate) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    const SQUARE: usize = 16;
+    let mut turned = vec![0.0; values.len()];
+    for row in (0..rows).step_by(SQUARE) {
+        for column in (0..columns).step_by(SQUARE) {
+            for c in column..columns.min(column + SQUARE) {
+                for r in row..rows.min(row + SQUARE) {
+                    turned[c * rows + r] = values[r * columns + c];
+                }
+            }
+        }
+    }
+    turned
+}
+
 fn contiguous(layout: &Layout) -> Result<Range<usize>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!(

@@ -12,14 +12,15 @@ mod pack;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor, bail};
 
 use crate::{
     WeightFormat,
-    floats::{Floats, tensor},
+    floats::{Floats, tensor, transpose},
     gemm::{Begin, Left, Out, ROWS, STRETCH, Shared, Steps, multiply, spread, store_columns},
+    recorded::recorded1,
     simd::{Isa, Kernel, LANES, run},
 };
 use pack::{Form, Panels};
@@ -30,9 +31,18 @@ use pack::{Form, Panels};
 #[derive(Clone, Debug)]
 pub struct Linear {
     panels: Arc<Panels>,
+    /// Wᵀ in f32, made when a gradient first comes back through this map.
+    turned: Arc<OnceLock<Panels>>,
 }
 
 impl Linear {
+    fn of(panels: Panels) -> Self {
+        Self {
+            panels: Arc::new(panels),
+            turned: Arc::default(),
+        }
+    }
+
     /// From the bytes of a row-major [out, in] matrix as they lie in a safetensors or GGUF file.
     ///
     /// Fails if a row is not a whole number of the format's blocks, if the byte length is not that of the
@@ -59,9 +69,12 @@ impl Linear {
                 bytes.len()
             )
         }
-        Ok(Self {
-            panels: Arc::new(Panels::new(format, bytes, out_features, in_features)),
-        })
+        Ok(Self::of(Panels::new(
+            format,
+            bytes,
+            out_features,
+            in_features,
+        )))
     }
 
     /// From an f32 tensor [out, in].
@@ -72,9 +85,11 @@ impl Linear {
         }
         let weight = weight.contiguous()?;
         let values = Floats::of(&weight)?;
-        Ok(Self {
-            panels: Arc::new(Panels::of_floats(&values, out_features, in_features)),
-        })
+        Ok(Self::of(Panels::of_floats(
+            &values,
+            out_features,
+            in_features,
+        )))
     }
 
     /// Rows of W, entries of y.
@@ -97,7 +112,7 @@ impl Linear {
         self.panels.bytes.len()
     }
 
-    /// x [T, in] -> [T, out], both f32.
+    /// x [T, in] -> [T, out], both f32. Differentiable in x; W is frozen.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (t, in_features) = x.dims2()?;
         if in_features != self.in_features() {
@@ -108,7 +123,32 @@ impl Linear {
         }
         let x = x.contiguous()?; // [T, in]
         let y = forward(&self.panels, &Floats::of(&x)?, t); // [T, out]
-        tensor(y, (t, self.out_features()))
+        let map = self.clone();
+        recorded1(
+            "linear",
+            &x,
+            y,
+            (t, self.out_features()),
+            move |_, _, dy| {
+                let dx = map.back(&Floats::of(dy)?, t); // [T, in]
+                tensor(dx, (t, in_features))
+            },
+        )
+    }
+
+    /// dy [T, out] -> dx = dy W [T, in], on weights that are turned and expanded to f32 once.
+    pub(crate) fn back(&self, dy: &[f32], t: usize) -> Vec<f32> {
+        let turned = self.turned.get_or_init(|| {
+            let (out, width) = (self.out_features(), self.in_features());
+            let values = transpose(&self.panels.values(), out, width); // [in, out]
+            Panels::of_floats(&values, width, out)
+        });
+        forward(turned, dy, t)
+    }
+
+    /// x [T, in] -> [T, out] of plain numbers.
+    pub(crate) fn values(&self, x: &[f32], t: usize) -> Vec<f32> {
+        forward(&self.panels, x, t)
     }
 
     /// Rows of W as an embedding table: ids (each < out) -> [ids.len(), in] f32.
@@ -135,9 +175,11 @@ impl Linear {
     /// The same map with its weights expanded to f32.
     pub fn to_f32(&self) -> Result<Self> {
         let (out, width) = (self.out_features(), self.in_features());
-        Ok(Self {
-            panels: Arc::new(Panels::of_floats(&self.panels.values(), out, width)),
-        })
+        Ok(Self::of(Panels::of_floats(
+            &self.panels.values(),
+            out,
+            width,
+        )))
     }
 }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
 use crate::{
-    floats::{Floats, floats_mut, floats_of},
+    floats::{Floats, floats_mut, floats_of, transpose},
     gemm::{Begin, Product, Right, products},
 };
 
@@ -86,22 +86,6 @@ impl InplaceOp2 for Outer<'_> {
         }]);
         Ok(())
     }
-}
-
-/// [rows, columns] -> [columns, rows], in squares that stay in L1.
-fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const SQUARE: usize = 16;
-    let mut turned = vec![0.0; values.len()];
-    for row in (0..rows).step_by(SQUARE) {
-        for column in (0..columns).step_by(SQUARE) {
-            for c in column..columns.min(column + SQUARE) {
-                for r in row..rows.min(row + SQUARE) {
-                    turned[c * rows + r] = values[r * columns + c];
-                }
-            }
-        }
-    }
-    turned
 }
 
 /// The meaning: acc[i, j] = fma(k[t, i], v[t, j], acc[i, j]) for t ascending.

@@ -7,12 +7,16 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::floats::{Floats, tensor};
+use crate::{
+    floats::{Floats, tensor},
+    recorded::recorded1,
+};
 
 /// Elements below which another thread does not help.
 const INLINE: usize = 1 << 15;
 
 /// Rotary embedding in the half-split (HF) layout. x [T, H, Dh]; cos, sin [max, Dh/2]; positions `[T]`.
+/// Differentiable in x: a gradient is turned back by the same angles.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result<Tensor> {
     let (t, h, dh) = x.dims3()?;
     let (max, half) = cos.dims2()?;
@@ -29,8 +33,20 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result
     if let Some(position) = positions.iter().find(|&&position| position as usize >= max) {
         bail!("position {position} is beyond the {max} that the tables hold")
     }
-    let (x, cos, sin) = (x.contiguous()?, cos.contiguous()?, sin.contiguous()?);
-    let (x, cos, sin) = (Floats::of(&x)?, Floats::of(&cos)?, Floats::of(&sin)?);
+    let x = x.contiguous()?; // [T, H, Dh]
+    let y = turn(&x, cos, sin, positions)?; // [T, H, Dh]
+    let (cos, sin, positions) = (cos.clone(), sin.clone(), positions.to_vec());
+    recorded1("rope", &x, y, (t, h, dh), move |_, _, dy| {
+        let dx = turn(dy, &cos, &sin.neg()?, &positions)?; // [T, H, Dh]
+        tensor(dx, (t, h, dh))
+    })
+}
+
+/// x [T, H, Dh], contiguous and checked, by the angles of its positions.
+fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result<Vec<f32>> {
+    let ((_, h, dh), (_, half)) = (x.dims3()?, cos.dims2()?);
+    let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
+    let (x, cos, sin) = (Floats::of(x)?, Floats::of(&cos)?, Floats::of(&sin)?);
     let mut y = vec![0.0f32; x.len()]; // [T, H, Dh]
     let row = |((y, x), &position): ((&mut [f32], &[f32]), &u32)| {
         let at = position as usize * half;
@@ -56,5 +72,5 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result
             .with_min_len(rows)
             .for_each(row);
     }
-    tensor(y, (t, h, dh))
+    Ok(y)
 }

@@ -3,8 +3,11 @@
 use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 
-use super::{AttentionRow, kv_append, paged_attention, reference};
-use crate::noise::noise;
+use super::{AttentionRow, kv_append, paged_attention, reference, self_attention};
+use crate::{
+    gradients::{check, var},
+    noise::noise,
+};
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
@@ -222,4 +225,62 @@ fn an_append_out_of_the_cache_or_of_another_shape_leaves_it_untouched() {
     kv_append(&cache, &rows, &[7, 0]).unwrap();
     let written = values(&cache);
     assert!(written[..3] == [1.0; 3] && written[21..] == [1.0; 3] && written[3..21] == [0.0; 18]);
+}
+
+#[test]
+fn attention_to_its_own_keys_is_paged_attention_bit_for_bit() {
+    for window in [None, Some(5)] {
+        let (q, k, v) = (
+            var(1, &[40, 6, 8]),
+            var(2, &[40, 2, 8]),
+            var(3, &[40, 2, 8]),
+        );
+        let sequences = [(0, 33), (33, 7)];
+        let own = values(&self_attention(&q, &k, &v, &sequences, 0.3, window).unwrap());
+        for (start, len) in sequences {
+            let blocks = [1, 3, 0];
+            let cache = |rows: &Tensor| {
+                let cache = Tensor::zeros((4, 16, 2, 8), candle_core::DType::F32, &Device::Cpu);
+                let cache = cache.unwrap();
+                let slots: Vec<u32> = (0..len)
+                    .map(|i| blocks[i / 16] * 16 + (i % 16) as u32)
+                    .collect();
+                kv_append(&cache, &rows.narrow(0, start, len).unwrap(), &slots).unwrap();
+                cache
+            };
+            let row = AttentionRow {
+                start: 0,
+                len,
+                position: 0,
+                blocks: &blocks,
+            };
+            let alone = q.narrow(0, start, len).unwrap();
+            let paged =
+                paged_attention(&alone, &cache(&k), &cache(&v), &[row], 0.3, window).unwrap();
+            assert_eq!(bits(&values(&paged)), bits(&own[start * 48..][..len * 48]));
+        }
+    }
+}
+
+#[test]
+fn gradients_of_attention_are_its_differences() {
+    for window in [None, Some(3)] {
+        let (q, k, v) = (var(1, &[9, 4, 4]), var(2, &[9, 2, 4]), var(3, &[9, 2, 4]));
+        check(&[&q, &k, &v], 4e-3, || {
+            self_attention(&q, &k, &v, &[(0, 6), (7, 2)], 0.5, window)
+        });
+    }
+}
+
+#[test]
+fn sequences_that_overlap_or_reach_beyond_their_rows_are_refused() {
+    let (q, k) = (var(1, &[9, 4, 4]), var(2, &[9, 2, 4]));
+    for sequences in [
+        [(0, 6), (5, 2)],
+        [(0, 6), (7, 3)],
+        [(0, 6), (usize::MAX, 3)],
+    ] {
+        assert!(self_attention(&q, &k, &k, &sequences, 0.5, None).is_err());
+    }
+    assert!(self_attention(&q, &k, &k, &[(0, 9)], 0.5, Some(0)).is_err());
 }

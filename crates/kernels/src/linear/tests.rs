@@ -7,7 +7,11 @@ use candle_core::{
 use proptest::prelude::*;
 
 use super::{Linear, reference};
-use crate::{WeightFormat, noise::noise};
+use crate::{
+    WeightFormat,
+    gradients::{check, var},
+    noise::noise,
+};
 
 const FORMATS: [WeightFormat; 8] = [
     WeightFormat::F32,
@@ -171,4 +175,19 @@ fn rows_outside_of_a_table_and_inputs_of_another_width_are_refused() {
 fn four_bit_weights_stay_four_bits_in_memory() {
     let (linear, _) = matrix(WeightFormat::Q4_1, 64, 256);
     assert_eq!(linear.bytes(), 64 * 256 / 32 * 20);
+}
+
+#[test]
+fn the_gradient_of_a_frozen_map_is_its_differences() {
+    let (x, w) = (var(1, &[5, 9]), var(2, &[21, 9]));
+    let map = Linear::from_tensor(&w).unwrap();
+    check(&[&x], 2e-3, || map.forward(&x));
+}
+
+#[test]
+fn nothing_is_recorded_for_an_input_that_is_not_tracked() {
+    let (x, w) = (var(1, &[5, 9]), var(2, &[21, 9]));
+    let map = Linear::from_tensor(&w).unwrap();
+    assert!(!map.forward(&x.detach()).unwrap().track_op());
+    assert!(map.turned.get().is_none());
 }

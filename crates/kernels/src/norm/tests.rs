@@ -4,7 +4,10 @@ use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 
 use super::{reference, rms_norm, silu_mul};
-use crate::noise::noise;
+use crate::{
+    gradients::{check, var},
+    noise::noise,
+};
 
 fn of(seed: u64, rows: usize, columns: usize) -> Tensor {
     Tensor::from_vec(noise(seed, rows * columns), (rows, columns), &Device::Cpu).unwrap()
@@ -76,4 +79,18 @@ fn a_gain_or_a_gate_of_another_width_is_refused() {
             .contains("gain of 7 for rows of 8")
     );
     assert!(silu_mul(&x, &of(1, 2, 7)).is_err());
+}
+
+#[test]
+fn the_gradient_of_a_norm_is_its_differences() {
+    let x = var(1, &[3, 37]);
+    let gain = var(2, &[37]).detach();
+    check(&[&x], 3e-3, || rms_norm(&x, Some(&gain), 1e-5));
+    check(&[&x], 3e-3, || rms_norm(&x, None, 1e-5));
+}
+
+#[test]
+fn gradients_of_a_gated_value_are_its_differences() {
+    let (gate, up) = (var(1, &[3, 37]), var(2, &[3, 37]));
+    check(&[&gate, &up], 2e-3, || silu_mul(&gate, &up));
 }

@@ -3,7 +3,10 @@
 use candle_core::{Device, Tensor};
 
 use super::rope;
-use crate::noise::noise;
+use crate::{
+    gradients::{check, var},
+    noise::noise,
+};
 
 const HALF: usize = 4;
 
@@ -82,4 +85,10 @@ fn positions_beyond_the_tables_and_other_widths_are_refused() {
     );
     let (longer, _) = tables(6);
     assert!(rope(&x, &longer, &sin, &[0, 1]).is_err());
+}
+
+#[test]
+fn the_gradient_of_a_rotation_is_its_differences() {
+    let ((cos, sin), x) = (tables(50), var(1, &[3, 2, 2 * HALF]));
+    check(&[&x], 2e-3, || rope(&x, &cos, &sin, &[0, 49, 7]));
 }

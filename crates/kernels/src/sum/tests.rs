@@ -4,7 +4,10 @@ use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 
 use super::{INLINE, add};
-use crate::noise::noise;
+use crate::{
+    gradients::{check, var},
+    noise::noise,
+};
 
 fn of(seed: u64, rows: usize, columns: usize) -> Tensor {
     Tensor::from_vec(noise(seed, rows * columns), (rows, columns), &Device::Cpu).unwrap()
@@ -27,4 +30,11 @@ proptest! {
 #[test]
 fn a_sum_of_other_shapes_is_refused() {
     assert!(add(&of(1, 2, 3), &of(2, 3, 2)).is_err());
+}
+
+#[test]
+fn the_gradient_of_a_sum_is_that_of_both_sides() {
+    let (a, b) = (var(1, &[3, 5]), var(2, &[3, 5]));
+    check(&[&a, &b], 2e-3, || add(&a, &b));
+    check(&[&a], 2e-3, || add(&a, &b.detach()));
 }
