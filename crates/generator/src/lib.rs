@@ -10,7 +10,7 @@
 //!
 //! Letters, here and in every module: T rows of a batch, D hidden size, Din and Dout of the site's linear,
 //! R1 and R2 the inner sizes of the generator, q the rank of a core. No model code, no I/O but the reading
-//! of a checkpoint. Start at [`Generator`], then [`Site`].
+//! of a checkpoint. Start at [`Generator`], then [`Site`]; a generator in training is a [`Trainee`].
 
 mod checkpoint;
 mod config;
@@ -23,6 +23,7 @@ mod site;
 mod state;
 #[cfg(test)]
 mod testing;
+mod trainee;
 pub mod windows;
 
 pub use config::{Config, ReadOut, Strategy, Write};
@@ -32,3 +33,4 @@ pub use export::PeftExport;
 pub use generator::Generator;
 pub use site::{BaseShape, Module, Site, SiteId, SiteRows, WriteRows, normed_embeddings};
 pub use state::{State, Window};
+pub use trainee::{Adapted, Adapter, PARTS, Seen, Trainee, TraineeSite};

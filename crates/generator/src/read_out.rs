@@ -18,7 +18,7 @@ use crate::{config::ReadOut, cores::SiteCore, error::Error, site::Site};
 
 /// tau: singular values below tau * sigma_1 are rounding noise. The published read-out keeps them and lifts
 /// them to 1, so that a context of 20 tokens fills 84 % of N's energy with noise (GENERATOR.md).
-const RELATIVE_CUTOFF: f64 = 1e-6;
+pub(crate) const RELATIVE_CUTOFF: f64 = 1e-6;
 
 /// Reads one site's core out of its sums: s [R1, R2], g [R1, R1], mass = Σ ||k_t|| ||v_t||.
 pub(crate) fn read_out(
@@ -120,10 +120,10 @@ impl Form {
 }
 
 /// m = U diag(values) Vᵀ, values descending. u [R1, r], v [R2, r], r = min(R1, R2).
-struct Svd {
-    u: Mat<f64>,
-    values: Vec<f64>,
-    v: Mat<f64>,
+pub(crate) struct Svd {
+    pub(crate) u: Mat<f64>,
+    pub(crate) values: Vec<f64>,
+    pub(crate) v: Mat<f64>,
 }
 
 impl Svd {
@@ -172,16 +172,37 @@ impl Svd {
 }
 
 /// The thin SVD of m; `None` if it does not converge.
-fn decompose(m: MatRef<'_, f64>) -> Option<Svd> {
+pub(crate) fn decompose(m: MatRef<'_, f64>) -> Option<Svd> {
+    let size = m.nrows().min(m.ncols());
+    svd_of(m, ComputeSvdVectors::Thin, size, size)
+}
+
+/// The SVD of m with u [R1, R1] and v [R2, R2]; `None` if it does not converge.
+pub(crate) fn full_decompose(m: MatRef<'_, f64>) -> Option<Svd> {
+    svd_of(m, ComputeSvdVectors::Full, m.nrows(), m.ncols())
+}
+
+fn svd_of(
+    m: MatRef<'_, f64>,
+    vectors: ComputeSvdVectors,
+    u_columns: usize,
+    v_columns: usize,
+) -> Option<Svd> {
     let (rows, columns) = m.shape();
     let size = rows.min(columns);
     let (mut u, mut v, mut values) = (
-        Mat::zeros(rows, size),
-        Mat::zeros(columns, size),
+        Mat::zeros(rows, u_columns),
+        Mat::zeros(columns, v_columns),
         Diag::zeros(size),
     );
-    let thin = ComputeSvdVectors::Thin;
-    let scratch = svd::svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Default::default());
+    let scratch = svd::svd_scratch::<f64>(
+        rows,
+        columns,
+        vectors,
+        vectors,
+        Par::Seq,
+        Default::default(),
+    );
     let mut memory = MemBuffer::new(scratch);
     let stack = MemStack::new(&mut memory);
     svd::svd(
@@ -221,35 +242,55 @@ fn largest_singular_value(m: MatRef<'_, f64>) -> Option<f64> {
 
 /// (G + lambda I)⁻¹ S by Cholesky. g [R1, R1] (its two triangles are averaged), s [R1, R2]; `None` if G + lambda I is
 /// not positive definite. In f64, as tr(G) grows by about 1 a token beside a lambda of about 0.1.
-fn ridge(mut g: Mat<f64>, mut s: Mat<f64>, lambda: f64) -> Option<Mat<f64>> {
-    let size = g.nrows();
-    for j in 0..size {
-        g[(j, j)] += lambda;
-        for i in j + 1..size {
-            g[(i, j)] = 0.5 * (g[(i, j)] + g[(j, i)]);
+fn ridge(g: Mat<f64>, s: Mat<f64>, lambda: f64) -> Option<Mat<f64>> {
+    Some(Factored::of(g, lambda)?.solve(s))
+}
+
+/// The Cholesky factor of G + lambda I, [R1, R1].
+pub(crate) struct Factored(Mat<f64>);
+
+impl Factored {
+    /// g [R1, R1], its two triangles are averaged; `None` if G + lambda I is not positive definite.
+    pub(crate) fn of(mut g: Mat<f64>, lambda: f64) -> Option<Self> {
+        let size = g.nrows();
+        for j in 0..size {
+            g[(j, j)] += lambda;
+            for i in j + 1..size {
+                g[(i, j)] = 0.5 * (g[(i, j)] + g[(j, i)]);
+            }
         }
+        let mut memory = MemBuffer::new(factor::cholesky_in_place_scratch::<f64>(
+            size,
+            Par::Seq,
+            Default::default(),
+        ));
+        let stack = MemStack::new(&mut memory);
+        factor::cholesky_in_place(
+            g.as_mut(),
+            Default::default(),
+            Par::Seq,
+            stack,
+            Default::default(),
+        )
+        .ok()?;
+        Some(Self(g))
     }
-    let mut memory = MemBuffer::new(factor::cholesky_in_place_scratch::<f64>(
-        size,
-        Par::Seq,
-        Default::default(),
-    ));
-    let stack = MemStack::new(&mut memory);
-    factor::cholesky_in_place(
-        g.as_mut(),
-        Default::default(),
-        Par::Seq,
-        stack,
-        Default::default(),
-    )
-    .ok()?;
-    let mut memory = MemBuffer::new(solve::solve_in_place_scratch::<f64>(
-        size,
-        s.ncols(),
-        Par::Seq,
-    ));
-    solve::solve_in_place(g.as_ref(), s.as_mut(), Par::Seq, MemStack::new(&mut memory));
-    Some(s)
+
+    /// (G + lambda I)⁻¹ S for s [R1, R2].
+    pub(crate) fn solve(&self, mut s: Mat<f64>) -> Mat<f64> {
+        let mut memory = MemBuffer::new(solve::solve_in_place_scratch::<f64>(
+            self.0.nrows(),
+            s.ncols(),
+            Par::Seq,
+        ));
+        solve::solve_in_place(
+            self.0.as_ref(),
+            s.as_mut(),
+            Par::Seq,
+            MemStack::new(&mut memory),
+        );
+        s
+    }
 }
 
 /// u [R1, q], v [R2, q] of an N = U Vᵀ all of whose q singular values are 1; `None` if N is not finite or its

@@ -157,7 +157,7 @@ pub struct WriteRows<'a> {
 }
 
 /// eps of every rms in a generator (GENERATOR.md).
-const EPS: f64 = 1e-6;
+pub(crate) const EPS: f64 = 1e-6;
 
 /// u = e / rms(e), what a successor contributes to a value. e [T, D] token embeddings -> [T, D].
 ///
