@@ -4,8 +4,10 @@
 //! more: rows that only write stop at the last site, prompts stop once the last layer has their keys and
 //! values, the rest goes on to the head. Start at [`Row`].
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
-use generator::{Core, Generator, Module, SiteRows, Window, WriteRows};
+use generator::{Adapter, Core, Generator, Module, Seen, SiteId, SiteRows, Window, WriteRows};
 
 use crate::{Config, Error, KvCache, TokenId};
 
@@ -51,7 +53,7 @@ impl Stage {
         layer * STAGES + self as usize
     }
 
-    fn of(module: Module) -> Self {
+    pub(crate) fn of(module: Module) -> Self {
         match module {
             Module::QProj | Module::KProj | Module::VProj => Self::Attention,
             Module::OProj => Self::Output,
@@ -101,6 +103,10 @@ pub(crate) struct Batch<'a, 'w> {
     pub(crate) normed: Option<Tensor>,
     /// Normed embeddings of the rows' lookaheads [1, D].
     pub(crate) lookaheads: Vec<Option<Tensor>>,
+    /// Whose deltas the rows run with, in place of the attached generator's.
+    pub(crate) adapter: Option<&'a dyn Adapter>,
+    /// Sites that are watched, and what they have seen.
+    watched: Vec<(SiteId, Option<Seen>)>,
 }
 
 impl<'a, 'w> Batch<'a, 'w> {
@@ -177,7 +183,102 @@ impl<'a, 'w> Batch<'a, 'w> {
             origin,
             normed: None,
             lookaheads,
+            adapter: None,
+            watched: Vec::new(),
         })
+    }
+
+    /// Whole sequences from position 0 on that attend to themselves, without a cache: (tokens, how many of the
+    /// last go to the head) each. Checked like rows.
+    pub(crate) fn whole(
+        sequences: &[(&'a [TokenId], usize)],
+        config: &Config,
+        adapter: Option<&'a dyn Adapter>,
+    ) -> Result<Self, Error> {
+        let (mut tokens, mut positions): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
+        let (mut spans, mut ways) = (Vec::new(), Vec::new());
+        for (row, &(sequence, logits)) in sequences.iter().enumerate() {
+            check_tokens(row, sequence, 0, logits, config)?;
+            spans.push(Span {
+                row,
+                start: tokens.len(),
+                len: sequence.len(),
+                position: 0,
+            });
+            // All queries of a layer are answered: its keys are at hand only there.
+            ways.push(Way {
+                stages: Stage::Output.in_layer(config.layers - 1) + 1,
+                kv_layers: config.layers,
+                logits,
+            });
+            tokens.extend(sequence.iter().map(|token| token.0));
+            positions.extend(0..sequence.len() as u32);
+        }
+        Ok(Self {
+            ways,
+            cores: sequences.iter().map(|_| None).collect(),
+            windows: Vec::new(),
+            blocks: Vec::new(),
+            any_core: false,
+            origin: (0..tokens.len() as u32).collect(),
+            tokens,
+            positions,
+            slots: Vec::new(),
+            spans,
+            normed: None,
+            lookaheads: Vec::new(),
+            adapter,
+            watched: Vec::new(),
+        })
+    }
+
+    /// Lets what these sites see be kept; tokens without logits go no further than the last of them. `fill`: keys
+    /// and values of all layers are kept, for rows that come behind.
+    pub(crate) fn watch(&mut self, sites: &[SiteId], fill: bool, layers: usize) {
+        let last = sites
+            .iter()
+            .map(|site| Stage::of(site.module).in_layer(site.layer) + 1)
+            .max()
+            .unwrap_or(0);
+        for way in &mut self.ways {
+            if fill {
+                way.stages = way.stages.max(last);
+                way.kv_layers = layers;
+            } else if way.logits == 0 {
+                way.stages = last;
+                way.kv_layers = last.saturating_sub(1).div_ceil(STAGES);
+            }
+        }
+        self.watched = sites.iter().map(|site| (*site, None)).collect();
+    }
+
+    /// Keeps what a watched site sees.
+    pub(crate) fn see(&mut self, site: SiteId, x: &Tensor, h: &Tensor) {
+        if let Some((_, seen)) = self.watched.iter_mut().find(|(id, _)| *id == site) {
+            *seen = Some(Seen {
+                x: x.clone(),
+                h: h.clone(),
+            });
+        }
+    }
+
+    /// What the watched sites have seen, in their order.
+    pub(crate) fn seen(self) -> Option<Vec<Seen>> {
+        self.watched.into_iter().map(|(_, seen)| seen).collect()
+    }
+
+    /// The rows still there with their tokens.
+    pub(crate) fn row_spans(&self) -> Vec<(usize, Range<usize>)> {
+        let span = |span: &Span| (span.row, span.start..span.start + span.len);
+        self.spans.iter().map(span).collect()
+    }
+
+    /// (first token, number of tokens) of each row still there.
+    pub(crate) fn sequences(&self) -> Vec<(usize, usize)> {
+        self.spans
+            .iter()
+            .map(|span| (span.start, span.len))
+            .collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -360,6 +461,42 @@ fn way(row: &Row<'_>, config: &Config, last_site: Option<usize>) -> Way {
     }
 }
 
+/// The position behind the last token.
+fn check_tokens(
+    row: usize,
+    tokens: &[TokenId],
+    position: usize,
+    logits: usize,
+    config: &Config,
+) -> Result<usize, Error> {
+    if tokens.is_empty() {
+        return Err(Error::EmptyRow { row });
+    }
+    if let Some(&token) = tokens.iter().find(|token| token.0 as usize >= config.vocab) {
+        return Err(Error::TokenOutOfRange {
+            row,
+            token,
+            vocab: config.vocab,
+        });
+    }
+    let end = position.saturating_add(tokens.len());
+    if end > config.context_length {
+        return Err(Error::ContextLength {
+            row,
+            end,
+            limit: config.context_length,
+        });
+    }
+    if logits > tokens.len() {
+        return Err(Error::TooManyLogits {
+            row,
+            tokens: tokens.len(),
+            wanted: logits,
+        });
+    }
+    Ok(end)
+}
+
 fn check_row(
     index: usize,
     row: &Row<'_>,
@@ -377,26 +514,12 @@ fn check_row(
         lookahead,
         logits,
     } = *row;
-    if tokens.is_empty() {
-        return Err(Error::EmptyRow { row: index });
-    }
-    if let Some(&token) = tokens
-        .iter()
-        .chain(&lookahead)
-        .find(|token| token.0 as usize >= config.vocab)
-    {
+    let end = check_tokens(index, tokens, position, logits, config)?;
+    if let Some(token) = lookahead.filter(|token| token.0 as usize >= config.vocab) {
         return Err(Error::TokenOutOfRange {
             row: index,
             token,
             vocab: config.vocab,
-        });
-    }
-    let end = position.saturating_add(tokens.len());
-    if end > config.context_length {
-        return Err(Error::ContextLength {
-            row: index,
-            end,
-            limit: config.context_length,
         });
     }
     let needed = end.div_ceil(kv.block_size());
@@ -410,13 +533,6 @@ fn check_row(
         return Err(Error::Blocks {
             row: index,
             what: format!("there is no block {block}, only {}", kv.blocks()),
-        });
-    }
-    if logits > tokens.len() {
-        return Err(Error::TooManyLogits {
-            row: index,
-            tokens: tokens.len(),
-            wanted: logits,
         });
     }
     if !scale.is_finite() {

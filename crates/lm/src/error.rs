@@ -47,6 +47,12 @@ pub enum Error {
         /// Index in the batch.
         row: usize,
     },
+    /// A site at a layer that the model does not have.
+    #[error("the model has no {site}")]
+    NoSite {
+        /// The site.
+        site: generator::SiteId,
+    },
     /// A row without tokens.
     #[error("row {row} has no tokens")]
     EmptyRow {

@@ -7,7 +7,7 @@
 use std::{path::Path, sync::Arc};
 
 use candle_core::{Device, Tensor};
-use generator::{BaseShape, Generator, Module};
+use generator::{BaseShape, Generator, Module, SiteId};
 use kernels::Linear;
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     batch::{Batch, Stage},
     config::RopeScaling,
     gguf::Gguf,
+    kv::LayerCache,
     weights::{Rows, Weights, digest, safetensors_files},
 };
 
@@ -33,12 +34,12 @@ pub struct Lm {
     parameters: u64,
     weight_format: &'static str,
     /// [V, D]
-    embedding: Arc<Linear>,
+    pub(crate) embedding: Arc<Linear>,
     layers: Vec<Layer>,
     /// `[D]`
     final_norm: Tensor,
     /// [V, D]; the embedding where the two are tied.
-    head: Arc<Linear>,
+    pub(crate) head: Arc<Linear>,
     /// Rotary frequencies [Dh/2].
     frequencies: Vec<f64>,
     generator: Option<Generator>,
@@ -216,7 +217,7 @@ impl Lm {
         &self,
         rows: &mut [Row<'_>],
         kv: &KvCache,
-        mut trace: Option<&mut Vec<Tensor>>,
+        trace: Option<&mut Vec<Tensor>>,
     ) -> Result<Output, Error> {
         let caches = kv.layers(&self.config)?;
         let lookaheads: Vec<_> = rows
@@ -227,7 +228,7 @@ impl Lm {
         if batch.is_empty() {
             return Ok(Output { logits: None });
         }
-        let mut h = self.embedding.rows(&batch.tokens)?; // [T, D]
+        let h = self.embedding.rows(&batch.tokens)?; // [T, D]
         if batch.writes() {
             batch.normed = Some(generator::normed_embeddings(&h)?); // [T, D]
             for (normed, token) in batch.lookaheads.iter_mut().zip(lookaheads) {
@@ -238,30 +239,56 @@ impl Lm {
                 }
             }
         }
-        let rotation = self.rotation(&batch.positions)?;
-        for (index, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
-            if let Some(trace) = trace.as_deref_mut() {
-                trace.push(h.clone());
-            }
-            match self.layer(index, layer, h, &mut batch, &rotation, &cache.k, &cache.v)? {
-                Some(output) => h = output, // [T, D]
-                None => return Ok(Output { logits: None }),
-            }
-        }
-        let h = kernels::rms_norm(&h, Some(&self.final_norm), self.config.rms_norm_eps)?; // [wanted, D]
-        if let Some(trace) = trace {
-            trace.push(h.clone());
-        }
+        let Some(h) = self.through(h, &mut batch, Some(caches), trace)? else {
+            return Ok(Output { logits: None });
+        }; // [wanted, D]
         Ok(Output {
             logits: Some(self.head.forward(&h)?),
         }) // [wanted, V]
     }
 
+    /// Takes a batch's embeddings h [T, D] through all layers and the final norm: [wanted, D], None if nothing is
+    /// wanted. Without caches rows attend to themselves.
+    pub(crate) fn through(
+        &self,
+        h: Tensor,
+        batch: &mut Batch<'_, '_>,
+        caches: Option<&[LayerCache]>,
+        mut trace: Option<&mut Vec<Tensor>>,
+    ) -> Result<Option<Tensor>, Error> {
+        let Some(h) = self.all_layers(h, batch, caches, trace.as_deref_mut())? else {
+            return Ok(None);
+        }; // [wanted, D]
+        let h = kernels::rms_norm(&h, Some(&self.final_norm), self.config.rms_norm_eps)?; // [wanted, D]
+        if let Some(trace) = trace {
+            trace.push(h.clone());
+        }
+        Ok(Some(h))
+    }
+
+    /// The same up to the residual behind the last layer.
+    pub(crate) fn all_layers(
+        &self,
+        mut h: Tensor,
+        batch: &mut Batch<'_, '_>,
+        caches: Option<&[LayerCache]>,
+        mut trace: Option<&mut Vec<Tensor>>,
+    ) -> Result<Option<Tensor>, Error> {
+        let rotation = self.rotation(&batch.positions)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            if let Some(trace) = trace.as_deref_mut() {
+                trace.push(h.clone());
+            }
+            let cache = caches.map(|caches| &caches[index]);
+            match self.layer(index, layer, h, batch, &rotation, cache)? {
+                Some(output) => h = output, // [T, D]
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(h))
+    }
+
     /// A decoder layer. h [T, D], the residual that enters it; -> [T', D] of the tokens that go on, None if none do.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "what a layer works on comes from three owners"
-    )]
     fn layer(
         &self,
         index: usize,
@@ -269,8 +296,7 @@ impl Lm {
         mut h: Tensor,
         batch: &mut Batch<'_, '_>,
         rotation: &Rotation,
-        k_cache: &Tensor,
-        v_cache: &Tensor,
+        cache: Option<&LayerCache>,
     ) -> Result<Option<Tensor>, Error> {
         let Config {
             heads,
@@ -296,9 +322,11 @@ impl Lm {
         let k = self.heads(&layer.k, &x, batch, kv_heads, layer.k_norm.as_ref())?; // [T, Hkv, Dh]
         let k = rotation.apply(&k, &batch.origin)?; //                                [T, Hkv, Dh]
         let v = self.heads(&layer.v, &x, batch, kv_heads, None)?; //                  [T, Hkv, Dh]
-        let slots = batch.slots();
-        kernels::kv_append(k_cache, &k, &slots)?;
-        kernels::kv_append(v_cache, &v, &slots)?;
+        if let Some(cache) = cache {
+            let slots = batch.slots();
+            kernels::kv_append(&cache.k, &k, &slots)?;
+            kernels::kv_append(&cache.v, &v, &slots)?;
+        }
 
         batch.narrow_to(Stage::Output.in_layer(index), &mut [&mut x, &mut h])?;
         if batch.is_empty() {
@@ -307,14 +335,19 @@ impl Lm {
         let q = self.heads(&layer.q, &x, batch, heads, layer.q_norm.as_ref())?; // [T, H, Dh]
         let q = rotation.apply(&q, &batch.origin)?; //                             [T, H, Dh]
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let mut a = kernels::paged_attention(
-            &q,
-            k_cache,
-            v_cache,
-            &batch.attention_rows(),
-            scale,
-            sliding_window,
-        )?; // [T, H Dh]
+        let mut a = match cache {
+            Some(LayerCache {
+                k: k_cache,
+                v: v_cache,
+            }) => {
+                let rows = batch.attention_rows();
+                kernels::paged_attention(&q, k_cache, v_cache, &rows, scale, sliding_window)?
+            }
+            None => {
+                let sequences = batch.sequences();
+                kernels::self_attention(&q, &k, &v, &sequences, scale, sliding_window)?
+            }
+        }; // [T, H Dh]
         self.write(index, Module::OProj, &a, &h, batch)?;
 
         batch.narrow_to(Stage::FeedForward.in_layer(index), &mut [&mut a, &mut h])?;
@@ -366,6 +399,16 @@ impl Lm {
         if let Some(bias) = bias {
             y = y.broadcast_add(bias)?; // [T, out]
         }
+        if let Some(adapter) = batch.adapter {
+            let site = SiteId {
+                layer: *layer,
+                module: *module,
+            };
+            return match adapter.delta(site, x, &batch.row_spans())? {
+                Some(delta) => Ok(kernels::add(&y, &delta)?), // [T, out]
+                None => Ok(y),
+            };
+        }
         let Some((generator, index)) = self.site(*layer, *module) else {
             return Ok(y);
         };
@@ -389,6 +432,7 @@ impl Lm {
         h: &Tensor,
         batch: &mut Batch<'_, '_>,
     ) -> Result<(), Error> {
+        batch.see(SiteId { layer, module }, x, h);
         let Some((generator, index)) = self.site(layer, module) else {
             return Ok(());
         };

@@ -13,6 +13,7 @@ mod forward;
 mod gguf;
 mod kv;
 mod oneshot;
+mod training;
 mod weights;
 
 pub use batch::Row;
