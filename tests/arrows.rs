@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Each room with the rooms that it may use. `testkit` may be used in the tests of any but its own.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("imprint-proto", &[]),
     ("kernels", &[]),
     ("store", &[]),
@@ -19,7 +19,8 @@ const ARROWS: [(&str, &[&str]); 11] = [
         "bench",
         &["engine", "lm", "generator", "kernels", "imprint-client"],
     ),
-    // Of the rooms below the engine only lm, and of it only `lm::text`; `client` and `bench` are main.rs's.
+    ("train", &["lm", "generator", "kernels"]),
+    // Of the rooms below the engine only lm, and of it only `lm::text`; `client`, `bench` and `train` are main.rs's.
     (
         "server",
         &[
@@ -29,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "imprint-proto",
             "imprint-client",
             "bench",
+            "train",
         ],
     ),
 ];
@@ -67,7 +69,7 @@ fn rooms_use_only_the_rooms_that_they_may() {
 }
 
 #[test]
-fn server_uses_no_more_of_lm_than_its_text_and_names_client_and_bench_in_main_alone() {
+fn server_uses_no_more_of_lm_than_its_text_and_names_client_bench_and_train_in_main_alone() {
     let folder = testkit::repository_root().join("server/src");
     let mut folders = vec![folder];
     while let Some(folder) = folders.pop() {
@@ -95,7 +97,9 @@ fn server_uses_no_more_of_lm_than_its_text_and_names_client_and_bench_in_main_al
             );
             if path.file_name().is_none_or(|name| name != "main.rs") {
                 assert!(
-                    !source.contains("imprint_client::") && !source.contains("bench::"),
+                    ["imprint_client::", "bench::", "train::"]
+                        .iter()
+                        .all(|room| !source.contains(room)),
                     "{}",
                     path.display()
                 );

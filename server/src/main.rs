@@ -48,6 +48,15 @@ enum Verb {
         #[command(subcommand)]
         what: BenchWhat,
     },
+    /// Train a generator for a model
+    Train {
+        /// The base: a name, a path or a hub id
+        #[arg(long)]
+        model: Option<String>,
+        /// How to train.
+        #[command(flatten)]
+        args: train::Args,
+    },
     /// What speaks to a server.
     #[command(flatten)]
     Client(imprint_client::cli::Verb),
@@ -125,6 +134,16 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             let files = models::resolve(&config.model, &config.generator, &config.home)?;
             let generator = files.generator.as_deref();
             bench::offline::run(&args, &files.model, generator, rayon::current_num_threads())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Train { model, args } => {
+            let config = Config::load(&Flags {
+                model,
+                ..Flags::default()
+            })?;
+            compute_threads(&config)?;
+            let files = models::resolve(&config.model, "none", &config.home)?;
+            train::run(&args, &files.model, &config.home, &mut io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Client(verb) => {
