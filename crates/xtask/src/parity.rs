@@ -21,6 +21,7 @@ const CHECKS: &[Part<Parity>] = &[
     ("contract", Parity::contract),
     ("peft", Parity::peft),
     ("architectures", Parity::architectures),
+    ("train", Parity::train),
 ];
 
 /// The names of the checks.
@@ -97,6 +98,25 @@ impl Parity {
                     .arg(server.address()),
             )?;
             server.stop()?;
+        }
+        Ok(())
+    }
+
+    /// Loss and gradients of one training step on tiny models, with every read-out, against torch's autograd.
+    fn train(&self) -> Result<()> {
+        let folder = self.repository.target.join("parity-train");
+        if folder.is_dir() {
+            fs::remove_dir_all(&folder)?;
+        }
+        run::run(self.script("train_torch.py")?.arg("make").arg(&folder))?;
+        for case in fs::read_dir(&folder)? {
+            let case = case?.path();
+            let mut train = Command::new(self.imprint()?);
+            train.args(["train", "--model"]).arg(case.join("base"));
+            train.arg("--config").arg(case.join("recipe.toml"));
+            train.arg("--probe").arg(case.join("batch.json"));
+            run::run(train.arg("--out").arg(case.join("out")))?;
+            run::run(self.script("train_torch.py")?.arg("check").arg(&case))?;
         }
         Ok(())
     }
