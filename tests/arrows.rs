@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Each room with the rooms that it may use. `testkit` may be used in the tests of any but its own.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("imprint-proto", &[]),
     ("kernels", &[]),
     ("store", &[]),
@@ -20,7 +20,8 @@ const ARROWS: [(&str, &[&str]); 12] = [
         &["engine", "lm", "generator", "kernels", "imprint-client"],
     ),
     ("train", &["lm", "generator", "kernels"]),
-    // Of the rooms below the engine only lm, and of it only `lm::text`; `client`, `bench` and `train` are main.rs's.
+    ("eval", &["engine", "lm", "generator", "kernels"]),
+    // Of the rooms below the engine only lm, and of it only `lm::text`; `client`, `bench`, `train` and `eval` are main.rs's.
     (
         "server",
         &[
@@ -31,6 +32,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "imprint-client",
             "bench",
             "train",
+            "eval",
         ],
     ),
 ];
@@ -69,7 +71,7 @@ fn rooms_use_only_the_rooms_that_they_may() {
 }
 
 #[test]
-fn server_uses_no_more_of_lm_than_its_text_and_names_client_bench_and_train_in_main_alone() {
+fn server_uses_no_more_of_lm_than_its_text_and_names_client_and_tools_in_main_alone() {
     let folder = testkit::repository_root().join("server/src");
     let mut folders = vec![folder];
     while let Some(folder) = folders.pop() {
@@ -97,7 +99,7 @@ fn server_uses_no_more_of_lm_than_its_text_and_names_client_bench_and_train_in_m
             );
             if path.file_name().is_none_or(|name| name != "main.rs") {
                 assert!(
-                    ["imprint_client::", "bench::", "train::"]
+                    ["imprint_client::", "bench::", "train::", "eval::"]
                         .iter()
                         .all(|room| !source.contains(room)),
                     "{}",

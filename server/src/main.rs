@@ -4,7 +4,7 @@
 
 use std::{
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
 };
@@ -57,6 +57,12 @@ enum Verb {
         #[command(flatten)]
         args: train::Args,
     },
+    /// Judge a generator: what an imprint is worth beside the context in the prompt
+    Eval {
+        /// What to do.
+        #[command(subcommand)]
+        what: EvalWhat,
+    },
     /// What speaks to a server.
     #[command(flatten)]
     Client(imprint_client::cli::Verb),
@@ -73,6 +79,35 @@ enum BenchWhat {
         #[command(flatten)]
         args: bench::offline::Args,
     },
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum EvalWhat {
+    /// Run one task with all methods side by side
+    Run {
+        /// What is judged.
+        #[command(flatten)]
+        model: ModelFlags,
+        /// How to judge.
+        #[command(flatten)]
+        args: Box<eval::run::Args>,
+    },
+    /// Make tables and a page of reports
+    Report(eval::page::Args),
+}
+
+/// Of the server's flags those that name a model; its `--data` is another one.
+#[derive(Debug, clap::Args)]
+struct ModelFlags {
+    /// The model: a name, a path or a hub id
+    #[arg(long)]
+    model: Option<String>,
+    /// The generator: `default`, `none` or a folder
+    #[arg(long)]
+    generator: Option<String>,
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -146,6 +181,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             train::run(&args, &files.model, &config.home, &mut io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Eval { what } => evaluate(what),
         Verb::Client(verb) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -159,6 +195,25 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             }
         }
     }
+}
+
+fn evaluate(what: EvalWhat) -> anyhow::Result<ExitCode> {
+    let printed = match what {
+        EvalWhat::Run { model, args } => {
+            let config = Config::load(&Flags {
+                model: model.model,
+                generator: model.generator,
+                config: model.config,
+                ..Flags::default()
+            })?;
+            compute_threads(&config)?;
+            let files = models::resolve(&config.model, &config.generator, &config.home)?;
+            eval::run::run(&args, &files.model, files.generator.as_deref())?.markdown()
+        }
+        EvalWhat::Report(args) => eval::page::run(&args)?,
+    };
+    writeln!(io::stdout(), "{}", printed.trim())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn compute_threads(config: &Config) -> anyhow::Result<()> {
@@ -237,4 +292,16 @@ fn model(action: &ModelAction, home: &Path) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn no_verb_has_two_options_of_one_name() {
+        Arguments::command().debug_assert();
+    }
 }

@@ -22,6 +22,7 @@ const CHECKS: &[Part<Parity>] = &[
     ("peft", Parity::peft),
     ("architectures", Parity::architectures),
     ("train", Parity::train),
+    ("eval", Parity::eval),
 ];
 
 /// The names of the checks.
@@ -119,6 +120,27 @@ impl Parity {
             run::run(self.script("train_torch.py")?.arg("check").arg(&case))?;
         }
         Ok(())
+    }
+
+    /// Answer likelihoods of an evaluation, with the context in the prompt and without: transformers' against ours.
+    fn eval(&self) -> Result<()> {
+        let rows = self.repository.target.join("parity-eval.jsonl");
+        let report = self.repository.target.join("parity-eval.json");
+        run::run(self.script("eval_reference.py")?.arg("make").arg(&rows))?;
+        let mut eval = self.repository.command(self.imprint()?);
+        eval.args(["eval", "run", "--task", "squad", "--questions", "2"])
+            .args(["--methods", "none,in_context"])
+            .arg("--data")
+            .arg(&rows)
+            .arg("--json")
+            .arg(&report);
+        run::run(&mut eval)?;
+        run::run(
+            self.script("eval_reference.py")?
+                .arg("check")
+                .arg(&report)
+                .arg(default_model()?),
+        )
     }
 
     fn script(&self, name: &str) -> Result<Command> {

@@ -1,0 +1,121 @@
+//! What a method costs by count: floating-point operations and floats stored.
+//!
+//! Counted from shapes, never measured; a multiplication and an addition are two operations. Start at [`Costs::new`].
+
+use generator::Module;
+use lm::Lm;
+
+/// Operations of one model's parts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Costs {
+    layers: f64,
+    /// Of all linears of one layer, for a token.
+    layer: f64,
+    /// Of attention in one layer, for a token and a position that it sees.
+    pair: f64,
+    /// Of the head, for a row of logits.
+    head: f64,
+    /// Of all sites' deltas, for a token.
+    delta: f64,
+    /// Of all sites' writes, for a token.
+    write: f64,
+    /// Of reading the core out of all sites once.
+    read_out: f64,
+    /// Layers that a context passes through.
+    written_layers: f64,
+    /// Floats of keys and values, for a token.
+    kv: usize,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52")]
+fn float(size: usize) -> f64 {
+    size as f64
+}
+
+impl Costs {
+    /// Of a model with its generator.
+    pub(crate) fn new(lm: &Lm) -> Self {
+        let config = lm.config();
+        let shape = lm.shape();
+        let (d, f) = (float(config.hidden), float(config.intermediate));
+        let (q, kv) = (float(shape.query), float(shape.key_value));
+        let mut costs = Self {
+            layers: float(config.layers),
+            layer: 2.0 * (d * (q + 2.0 * kv) + q * d + 3.0 * d * f),
+            pair: 4.0 * q,
+            head: 2.0 * d * float(config.vocab),
+            delta: 0.0,
+            write: 0.0,
+            read_out: 0.0,
+            written_layers: 0.0,
+            kv: 2 * shape.key_value * config.layers,
+        };
+        for site in lm
+            .generator()
+            .map(generator::Generator::sites)
+            .unwrap_or_default()
+        {
+            let (r1, r2, _) = site.ranks();
+            let (r1, r2) = (float(r1), float(r2));
+            let (out, input) = match site.id().module {
+                Module::QProj => (q, d),
+                Module::KProj | Module::VProj => (kv, d),
+                Module::OProj => (d, q),
+                Module::GateProj | Module::UpProj => (f, d),
+                Module::DownProj => (d, f),
+            };
+            costs.delta += 2.0 * (r1 * input + r1 * r2 + r2 * out);
+            // Keys, two halves of the values, and the sums S and G.
+            costs.write += 2.0 * (r1 * input + 2.0 * r2 * d + r1 * r2 + r1 * r1);
+            // A Cholesky factorisation and two triangular solves.
+            costs.read_out += r1 * r1 * r1 / 3.0 + 2.0 * r1 * r1 * r2;
+            costs.written_layers = costs.written_layers.max(float(site.id().layer + 1));
+        }
+        costs
+    }
+
+    /// A pass over `tokens` tokens behind `before` others, with `rows` rows of logits, with an imprint or without.
+    pub(crate) fn pass(&self, before: usize, tokens: usize, rows: usize, imprint: bool) -> f64 {
+        let pairs = pairs(before, tokens);
+        let delta = if imprint { self.delta } else { 0.0 };
+        self.layers * (self.layer * float(tokens) + self.pair * pairs)
+            + delta * float(tokens)
+            + self.head * float(rows)
+    }
+
+    /// Reading windows of so many tokens into a state, and the core out of it.
+    pub(crate) fn imprint(&self, windows: impl Iterator<Item = usize>) -> f64 {
+        let windows: f64 = windows
+            .map(|tokens| {
+                self.written_layers * (self.layer * float(tokens) + self.pair * pairs(0, tokens))
+                    + self.write * float(tokens)
+            })
+            .sum();
+        windows + self.read_out
+    }
+
+    /// Floats of the keys and values of so many tokens.
+    pub(crate) fn kv_floats(&self, tokens: usize) -> usize {
+        self.kv * tokens
+    }
+
+    /// How many tokens of context in front of a prompt of `prompt` tokens with `rows` rows of logits cost at most `budget`.
+    pub(crate) fn affordable(&self, budget: f64, prompt: usize, rows: usize, most: usize) -> usize {
+        let fits = |context: usize| self.pass(0, context + prompt, rows, false) <= budget;
+        let (mut low, mut high) = (0, most + 1);
+        while low + 1 < high {
+            let middle = usize::midpoint(low, high);
+            if fits(middle) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+}
+
+/// Pairs of a token and a position that it sees, itself included.
+fn pairs(before: usize, tokens: usize) -> f64 {
+    float(tokens) * float(before) + float(tokens) * (float(tokens) + 1.0) / 2.0
+}

@@ -1,0 +1,108 @@
+//! What can go wrong, a variant for each thing that a caller can act on.
+
+use std::path::{Path, PathBuf};
+
+/// Why an evaluation cannot be run or reported.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file is not made of JSON lines, compressed or not.
+    #[error("{} does not hold JSON lines: {detail}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A file's rows are of another task, or too many of them are malformed.
+    #[error(
+        "{}: {malformed} of {lines} rows are no rows of this task, and a share of {threshold} is allowed; the first is line {line}: {detail}",
+        path.display()
+    )]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Rows that are not of the task.
+        malformed: usize,
+        /// All rows.
+        lines: usize,
+        /// The share that is allowed.
+        threshold: f64,
+        /// The first malformed one, from 1.
+        line: usize,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The task reads rows, and no file was named.
+    #[error("task {task} needs --data FILE")]
+    NoData {
+        /// The task.
+        task: &'static str,
+    },
+    /// The rows give no case, or too few for a control that needs another row's context.
+    #[error("too few cases: {detail}")]
+    TooFew {
+        /// What is missing.
+        detail: String,
+    },
+    /// An option that cannot work.
+    #[error("{option}: {detail}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A method that writes imprints, and no generator.
+    #[error("method {method} needs a generator, and there is none")]
+    NoGenerator {
+        /// The method.
+        method: &'static str,
+    },
+    /// A generator that reads each window with those before it, and more than one document to read.
+    #[error(
+        "the generator's strategy is sequential; a context of {documents} documents can only be judged with parallel or concat"
+    )]
+    Strategy {
+        /// Documents of the context.
+        documents: usize,
+    },
+    /// The model cannot be loaded, or a forward failed.
+    #[error(transparent)]
+    Lm(#[from] lm::Error),
+    /// A state could not be computed or read out.
+    #[error(transparent)]
+    Generator(#[from] generator::Error),
+    /// Text could not be turned into tokens, or back.
+    #[error(transparent)]
+    Text(#[from] lm::text::Error),
+    /// Logits could not be read.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A report is not one of this program.
+    #[error("{} is no report of `imprint eval run`: {source}", path.display())]
+    Report {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    /// A file that cannot be read or written.
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
