@@ -6,7 +6,8 @@
 //! 1. Each running answer decodes its token: `Config::check` keeps the budget above their number. What runs beside them
 //!    is limited, as their tokens come no faster than steps do.
 //! 2. Of what is left, context windows are owed a quarter (at least one token), as far as they ask.
-//! 3. Prompts take the rest, in order of arrival; the first always gets at least one token.
+//! 3. Prompts take the rest, in order of arrival; the first always gets at least one token. What is scored goes to the end
+//!    of the line after each step that it ran in, however much of it is left.
 //! 4. Context windows take what prompts left, in order of their turns. A session keeps its turn until its window
 //!    closes, so that a half-read window does not lie about.
 //!
@@ -25,7 +26,7 @@ pub(crate) struct Plan {
 }
 
 /// Plans a step of `budget` tokens, `decode` of which are running answers', with at most `bulk` others beside those.
-/// `prefill` and `context` are the tokens that each could run now, first come first. `budget` exceeds `decode` by 2 or
+/// `prefill` and `context` are the tokens that each could run now, whose turn it is first. `budget` exceeds `decode` by 2 or
 /// more, and `bulk` is 2 or more.
 pub(crate) fn plan(
     budget: usize,

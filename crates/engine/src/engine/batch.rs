@@ -210,22 +210,27 @@ impl Engine {
     ) {
         let vocab = self.model.vocab;
         let mut rest = logits;
-        let mut tokens = batch.requests.iter();
-        let allocator = &mut self.allocator;
-        self.running.retain_mut(|request| {
-            let Some(&tokens) = tokens.next().filter(|&&tokens| tokens > 0) else {
-                return true;
-            };
+        let mut behind = Vec::new();
+        let running = std::mem::take(&mut self.running);
+        for (mut request, &tokens) in running.into_iter().zip(&batch.requests) {
+            if tokens == 0 {
+                self.running.push(request);
+                continue;
+            }
             let (own, others) = rest
                 .split_at_checked(request.logits(tokens) * vocab)
                 .unwrap_or((rest, &[]));
             rest = others;
-            let ended = request.took(tokens, own, vocab, now, events);
-            if ended {
-                allocator.release(&mut request.blocks);
+            if request.took(tokens, own, vocab, now, events) {
+                self.allocator.release(&mut request.blocks);
+            } else if request.generates() {
+                self.running.push(request);
+            } else {
+                // A score may have thousands of rows to go: its turn ends with the step.
+                behind.push(request);
             }
-            !ended
-        });
+        }
+        self.running.append(&mut behind);
         for (id, &tokens) in &batch.sessions {
             if let Some(session) = self.sessions.get_mut(id) {
                 session.ran(tokens, self.steps, events);

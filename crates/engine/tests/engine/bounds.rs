@@ -1,8 +1,8 @@
 //! Bounds: each of `Config` at its edge, one below and one beyond.
 
 use engine::{
-    Command, Config, DocumentId, Engine, Error, Event, RequestError, SessionError, SessionId,
-    Strategy,
+    Command, Config, DocumentId, Engine, Error, Event, RequestError, RequestId, SessionError,
+    SessionId, Strategy,
 };
 use testkit::Form;
 
@@ -368,6 +368,37 @@ fn max_bulk_beside_decode_is_all_that_runs_beside_an_answer() {
         "{read:?}"
     );
     assert!(read.iter().any(|&(decodes, tokens)| !decodes && tokens > 3));
+}
+
+#[test]
+fn a_score_beside_an_answer_keeps_no_prompt_waiting() {
+    let mut rig = rig(|config| config.max_bulk_beside_decode = 4);
+    let mut ask = generate(1, None, &ids(&[1]), 40, 0);
+    let Command::Generate { eos, .. } = &mut ask else {
+        panic!("it generates")
+    };
+    eos.clear();
+    rig.push(ask);
+    rig.step();
+    // Two scores of 240 rows each.
+    for request in 2..4 {
+        rig.push(Command::Score {
+            request: RequestId(request),
+            session: None,
+            adapter_scale: 1.0,
+            prompt: ids(&[2; 8]),
+            continuations: vec![ids(&[3; 31]); 8],
+        });
+    }
+    rig.step();
+    rig.push(generate(4, None, &ids(&[5; 8]), 1, 0));
+    // A step of each score, and two of its own.
+    let events: Vec<_> = (0..4).flat_map(|_| rig.step()).collect();
+    let done = |event: &Event| matches!(event, Event::Finished { request, .. } if request.0 == 4);
+    assert!(events.iter().any(done), "{events:?}");
+    let events = rig.run();
+    let scored = |event: &&Event| matches!(event, Event::Scored { .. });
+    assert_eq!(events.iter().filter(scored).count(), 2);
 }
 
 #[test]
