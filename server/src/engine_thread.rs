@@ -482,6 +482,7 @@ impl<M: Machine> Worker<M> {
                 session,
                 seq,
                 provisional,
+                asked: false,
             }));
         }
     }
@@ -489,7 +490,12 @@ impl<M: Machine> Worker<M> {
     fn dispatch(&mut self, event: Event) {
         match event {
             Event::Opened { session, newest } | Event::Applied { session, newest } => {
-                self.renew(session, newest, |account| account.applied(newest.seq.0));
+                self.renew(session, newest, |account| account.read(newest.seq.0));
+            }
+            Event::Read { session, seq } => {
+                if let Some(link) = self.sessions.get(&session) {
+                    link.account().read(seq.0);
+                }
             }
             Event::Encoded { session, tokens } => {
                 if let Some(link) = self.sessions.get(&session) {

@@ -28,6 +28,7 @@ use crate::{
     states::Account,
     status::Error,
 };
+pub(crate) use session::Writer;
 pub use session::{About, Rules, Session};
 
 /// The most sessions of a page.
@@ -196,10 +197,15 @@ impl Sessions {
         )
     }
 
-    fn insert(&self, registry: &mut Registry, session: &Arc<Session>) -> Result<(), Error> {
+    fn has_room(&self, registry: &Registry) -> Result<(), Error> {
         if registry.sessions.len() >= self.limit {
             return Err(Error::TooManySessions { limit: self.limit });
         }
+        Ok(())
+    }
+
+    fn insert(&self, registry: &mut Registry, session: &Arc<Session>) -> Result<(), Error> {
+        self.has_room(registry)?;
         registry.names.insert(session.name.clone(), session.id);
         registry.sessions.insert(session.id, Arc::clone(session));
         Ok(())
@@ -273,16 +279,20 @@ impl Sessions {
         self.names.page(tenant.name(), last.id.0)
     }
 
-    /// Copies a session.
+    /// Begins to copy a session whose writer is held. Nothing of this waits; the copy is there once [`Self::forked`] says so.
     ///
     /// # Errors
-    /// [`Error::TooManySessions`], [`Error::UnknownSession`] if the source ends meanwhile, what the engine says,
-    /// [`Error::EngineStopped`].
-    pub async fn fork(&self, from: &Arc<Session>, about: About) -> Result<Arc<Session>, Error> {
-        let user = from.user();
-        let writer = from.writer().await?;
-        let (documents, applied) = (from.document_count(), from.progress().borrow().applied());
-        let account = from.link().account().copy(documents, applied);
+    /// [`Error::TooManySessions`], [`Error::Context`] if the copy's states do not fit.
+    pub(crate) fn fork(
+        &self,
+        from: &Arc<Session>,
+        writer: &Writer,
+        about: About,
+    ) -> Result<Arc<Session>, Error> {
+        // Before the log is copied; it may be large.
+        self.has_room(&self.registry())?;
+        let documents = from.document_count();
+        let account = from.link().account().copy(documents);
         let copy = self.session(
             &from.tenant,
             from.strategy,
@@ -298,7 +308,7 @@ impl Sessions {
             self.store.remove(&copy.name)?;
             return Err(error);
         }
-        copy.copy_from(&writer, from);
+        copy.copy_from(writer, from);
         // Behind all that the source was told, and before what it will be told next.
         from.feed_fork(
             Command::Fork {
@@ -307,9 +317,19 @@ impl Sessions {
             },
             copy.link(),
         );
-        drop(writer);
+        Ok(copy)
+    }
+
+    /// Waits until the engine has copied the session.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSession`] if the source ends meanwhile, what the engine says, [`Error::EngineStopped`].
+    pub(crate) async fn forked(
+        &self,
+        from: &Arc<Session>,
+        copy: Arc<Session>,
+    ) -> Result<Arc<Session>, Error> {
         let opened = copy.opened().await;
-        drop(user);
         if let Err(error) = opened {
             self.delete(&copy);
             return Err(match error {

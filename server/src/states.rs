@@ -58,8 +58,10 @@ pub struct Account {
     documents: usize,
     /// Whether a document is open.
     open: bool,
-    /// All is read once the engine has applied this chunk, if no document is open.
+    /// All is read once the engine has read this chunk, if no document is open.
     last: u64,
+    /// The engine has read all chunks up to this one.
+    read: u64,
     taken: Option<OwnedSemaphorePermit>,
 }
 
@@ -73,6 +75,7 @@ impl Account {
             documents: 0,
             open: false,
             last: 0,
+            read: 0,
             taken: None,
         }
     }
@@ -105,15 +108,16 @@ impl Account {
         Ok(())
     }
 
-    /// Gives back what is not needed, now that the engine has applied all chunks up to `applied`.
-    fn give_back(&mut self, applied: u64) {
-        let need = self.of(self.documents, self.is_behind(applied));
+    /// Gives back what is not needed, now that the engine has read all chunks up to `seq`.
+    fn give_back(&mut self, seq: u64) {
+        self.read = self.read.max(seq);
+        let need = self.of(self.documents, self.is_behind());
         let spare = self.taken().saturating_sub(need);
         drop(self.taken.as_mut().and_then(|taken| taken.split(spare)));
     }
 
-    fn is_behind(&self, applied: u64) -> bool {
-        self.open || applied < self.last
+    fn is_behind(&self) -> bool {
+        self.open || self.read < self.last
     }
 
     /// Takes what another document may need, which is to begin with chunk `seq`.
@@ -137,34 +141,35 @@ impl Account {
         (self.last, self.open) = (seq, open);
     }
 
-    /// Takes note that the open document is to be forgotten.
-    pub fn ends(&mut self) {
-        self.open = false;
+    /// Takes note that the open document is to be forgotten. The engine was told of the chunks up to `seq` and is not told of
+    /// those behind it.
+    pub fn ends(&mut self, seq: u64) {
+        (self.last, self.open) = (seq, false);
     }
 
-    /// Takes note that the engine has applied all chunks up to this one.
-    pub fn applied(&mut self, seq: u64) {
+    /// Takes note that the engine has read all chunks up to this one, whether a version holds them or not.
+    pub fn read(&mut self, seq: u64) {
         self.give_back(seq);
     }
 
-    /// Takes note that the engine has forgotten a document.
-    pub fn forgotten(&mut self, applied: u64) {
+    /// Takes note that the engine has forgotten a document, and read all chunks up to `seq`.
+    pub fn forgotten(&mut self, seq: u64) {
         self.documents = self.documents.saturating_sub(1);
-        self.give_back(applied);
+        self.give_back(seq);
     }
 
-    /// Takes for a copy of so many `documents` what it may need; of the source all chunks up to `applied` are.
+    /// Takes for a copy of so many `documents` what it may need.
     ///
     /// # Errors
     /// [`SessionError::StateBudget`]: so much is not left; all is as it was.
-    pub fn copy(&self, documents: usize, applied: u64) -> Result<Self, SessionError> {
+    pub fn copy(&self, documents: usize) -> Result<Self, SessionError> {
         let mut copy = Self {
             documents,
             taken: None,
             states: self.states.clone(),
             ..*self
         };
-        copy.take(copy.of(documents, copy.is_behind(applied)))?;
+        copy.take(copy.of(documents, copy.is_behind()))?;
         Ok(copy)
     }
 

@@ -50,7 +50,7 @@ pub enum Command {
     },
     /// Asks for a version of all that has come, as if the open document ended behind `provisional`. Closes nothing. Answered by
     /// `Applied`, with the newest version if nothing has come since; or by `SessionFailed`. Publishes that wait while more come may be
-    /// answered together, by the last one's seq.
+    /// answered together, by the last one's seq. One that nobody asked for is left out if its core does not fit.
     Publish {
         /// The session.
         session: SessionId,
@@ -58,6 +58,8 @@ pub enum Command {
         seq: Seq,
         /// The held-back end of the open document; must be empty if no document is open.
         provisional: Vec<TokenId>,
+        /// Whether somebody asked for it, and is to be told if its core does not fit.
+        asked: bool,
     },
     /// Forgets a document: the state is folded again without it, as if it had never come. Concat and parallel publish at once, from the
     /// other documents' own sums; sequential reads the remaining documents again from the start and publishes once, at

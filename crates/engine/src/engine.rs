@@ -68,6 +68,7 @@ pub struct Engine {
     commands: VecDeque<Command>,
     sessions: BTreeMap<SessionId, Session>,
     waiting: VecDeque<Request>,
+    /// In order of their turns.
     running: Vec<Request>,
     /// Whether the window whose turn it is waits for blocks.
     window_waits: bool,
@@ -289,10 +290,11 @@ impl Engine {
                 session,
                 seq,
                 provisional,
+                asked,
             } => {
                 let done = self
                     .session(session)
-                    .and_then(|session| session.publish(seq, provisional));
+                    .and_then(|session| session.publish(seq, provisional, asked));
                 if let Err(error) = done {
                     events.push(Event::SessionFailed {
                         session,

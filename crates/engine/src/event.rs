@@ -24,6 +24,14 @@ pub enum Event {
         /// The version.
         newest: Newest,
     },
+    /// All chunks up to this one are read, and what reading them took is free; the version that would hold them did not fit. If
+    /// somebody had asked for it, `SessionFailed` follows.
+    Read {
+        /// The session.
+        session: SessionId,
+        /// The chunk.
+        seq: Seq,
+    },
     /// So many of the session's waiting context tokens no longer wait: encoded, refused or forgotten (flow control). Each ingested token is
     /// counted once.
     Encoded {

@@ -76,12 +76,12 @@ enum Asks {
     Publish {
         seq: Seq,
         provisional: Vec<TokenId>,
+        /// Whether somebody is to be told if the version does not fit.
+        asked: bool,
     },
     /// What was read before is being read again without a document; versions do not appear until this one. A fork owes
     /// nobody the name.
-    Reread {
-        forgotten: Option<DocumentId>,
-    },
+    Reread { forgotten: Option<DocumentId> },
 }
 
 /// A provisional end of the open document.

@@ -340,20 +340,33 @@ impl SessionService for Service {
         &self,
         request: Request<v1::ForkSessionRequest>,
     ) -> Result<Response<v1::ForkSessionResponse>, Status> {
+        let (tenant, deadline) = (tenant(&request)?, deadline(&request));
         let from = self
             .0
             .sessions
-            .get(&tenant(&request)?, &request.get_ref().session_id)?;
-        let deadline = deadline(&request);
+            .get(&tenant, &request.get_ref().session_id)?;
         let request = request.into_inner();
         let mut violations = Vec::new();
         let labels = labels("labels", &request.labels, &mut violations);
         let ttl = ttl("ttl", request.ttl, &mut violations);
         checked(violations)?;
         let shared = Arc::clone(&self.0);
+        let place = self.0.requests.take(&tenant)?;
+        let user = from.user();
+        // Who writes is waited for here: a call that is late or gone leaves nothing behind.
+        let writer = tokio::select! {
+            biased;
+            () = at(deadline) => return Err(Error::Deadline("nothing is copied").into()),
+            writer = from.writer() => writer?,
+        };
+        let copy = shared
+            .sessions
+            .fork(&from, &writer, About::new(labels, ttl))?;
+        drop(writer);
         let fork = async move {
-            let about = About::new(labels, ttl);
-            shared.sessions.fork(&from, about).await
+            let fork = shared.sessions.forked(&from, copy).await;
+            drop((user, place));
+            fork
         };
         let fork = self.whole(deadline, false, fork).await?;
         Ok(Response::new(v1::ForkSessionResponse {

@@ -14,12 +14,12 @@ fn a_session_that_has_read_all_gives_back_what_reading_took() {
     let mut account = Account::new(states.clone(), Strategy::Parallel);
     account.begin(1).unwrap();
     assert_eq!(free(&states), 5);
-    account.applied(1); // a version of the open document
+    account.read(1); // a version of the open document
     assert_eq!(free(&states), 5);
     account.told(2, false);
-    account.applied(1);
+    account.read(1);
     assert_eq!(free(&states), 5);
-    account.applied(2);
+    account.read(2);
     assert_eq!(free(&states), 8);
     account.end();
     assert_eq!(free(&states), 10);
@@ -34,13 +34,40 @@ fn a_forgotten_document_is_given_back_when_the_engine_has_forgotten_it() {
         account.told(seq, seq == 2);
     }
     assert_eq!(free(&states), 4);
-    account.ends();
+    account.ends(1);
     account.forgotten(1); // the other one is unread
     assert_eq!(free(&states), 5);
-    account.applied(2);
+    account.read(2);
     assert_eq!(free(&states), 8);
     account.forgotten(2);
     assert_eq!(free(&states), 10);
+}
+
+#[test]
+fn what_is_held_back_of_a_forgotten_document_is_not_waited_for() {
+    let states = States::new(100, 10);
+    let mut account = Account::new(states.clone(), Strategy::Parallel);
+    account.begin(1).unwrap();
+    account.told(1, false);
+    account.begin(2).unwrap();
+    account.told(3, true);
+    account.ends(2); // the engine was told of 2
+    account.forgotten(2);
+    assert_eq!(free(&states), 8);
+}
+
+#[test]
+fn a_document_is_given_back_where_no_version_has_all_that_is_read() {
+    let states = States::new(100, 10);
+    let mut account = Account::new(states.clone(), Strategy::Parallel);
+    for seq in 1..=2 {
+        account.begin(seq).unwrap();
+        account.told(seq, false);
+    }
+    account.read(2);
+    assert_eq!(free(&states), 7);
+    account.forgotten(1); // the newest version is of 1
+    assert_eq!(free(&states), 8);
 }
 
 #[test]
@@ -52,7 +79,7 @@ fn a_sequential_session_may_read_again_whatever_others_take() {
         account.told(seq, false);
     }
     assert_eq!(free(&states), 5);
-    account.applied(4);
+    account.read(4);
     assert_eq!(free(&states), 7);
 }
 
@@ -62,7 +89,7 @@ fn what_does_not_fit_is_refused_with_the_bytes_and_takes_nothing() {
     let mut account = Account::new(states.clone(), Strategy::Parallel);
     account.begin(1).unwrap();
     account.told(1, false);
-    account.applied(1);
+    account.read(1);
     let over = SessionError::StateBudget {
         bytes: 70,
         limit: 69,
@@ -70,11 +97,11 @@ fn what_does_not_fit_is_refused_with_the_bytes_and_takes_nothing() {
     let mut other = Account::new(states.clone(), Strategy::Parallel);
     assert_eq!(other.begin(1), Err(over));
     assert_eq!(free(&states), 4);
-    let copy = account.copy(1, 1).unwrap();
+    let copy = account.copy(1).unwrap();
     assert_eq!(free(&states), 2);
     drop(copy);
     account.told(2, true);
-    assert!(account.copy(1, 1).is_err());
+    assert!(account.copy(1).is_err());
     assert_eq!(free(&states), 4);
 }
 

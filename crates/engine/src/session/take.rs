@@ -70,6 +70,7 @@ impl Session {
         &mut self,
         seq: Seq,
         provisional: Vec<TokenId>,
+        asked: bool,
     ) -> Result<(), SessionError> {
         self.usable()?;
         let (seq, provisional) = if self.refused.is_some() {
@@ -93,20 +94,27 @@ impl Session {
             .rev()
             .take_while(|barrier| matches!(barrier.asks, Asks::Publish { .. }))
             .count();
-        let mut least = seq;
+        let (mut least, mut asked) = (seq, asked);
         if owed >= 2
             && let Some(Barrier {
-                asks: Asks::Publish { seq: earlier, .. },
+                asks:
+                    Asks::Publish {
+                        seq: earlier,
+                        asked: before,
+                        ..
+                    },
                 ..
             }) = self.barriers.pop_back()
         {
             least = seq.max(earlier);
+            asked |= before;
         }
         self.barriers.push_back(Barrier {
             place,
             asks: Asks::Publish {
                 seq: least,
                 provisional,
+                asked,
             },
         });
         Ok(())

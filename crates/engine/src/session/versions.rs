@@ -40,10 +40,7 @@ impl Session {
             } else {
                 if self.due && self.rereading().is_none() {
                     let fold = self.fold(self.reading.as_ref(), cx.generator)?;
-                    // Nobody has asked for it: a version that does not fit is left out.
-                    if self.renew(fold, Seq(0), cx.cores).is_ok() {
-                        cx.events.push(self.applied());
-                    }
+                    self.publish_fold(fold, Seq(0), false, cx);
                 }
                 return Ok(());
             }
@@ -106,10 +103,9 @@ impl Session {
             return Ok(());
         };
         match asks {
-            Asks::Publish { seq, .. } => {
+            Asks::Publish { seq, asked, .. } => {
                 let fold = self.fold(self.reading.as_ref(), cx.generator)?;
-                let renewed = self.renew(fold, seq, cx.cores);
-                cx.events.push(self.published(seq, renewed));
+                self.publish_fold(fold, seq, asked, cx);
             }
             Asks::Reread { forgotten } => {
                 self.renew_without(cx)?;
@@ -142,16 +138,15 @@ impl Session {
         let Some(Tail { reading, .. }) = self.tail.take() else {
             return Ok(false);
         };
-        let seq = match self.barriers.pop_front() {
+        let (seq, asked) = match self.barriers.pop_front() {
             Some(Barrier {
-                asks: Asks::Publish { seq, .. },
+                asks: Asks::Publish { seq, asked, .. },
                 ..
-            }) => seq,
-            _ => Seq(0),
+            }) => (seq, asked),
+            _ => (Seq(0), false),
         };
         let fold = self.fold(Some(&reading), cx.generator)?;
-        let renewed = self.renew(fold, seq, cx.cores);
-        cx.events.push(self.published(seq, renewed));
+        self.publish_fold(fold, seq, asked, cx);
         Ok(true)
     }
 
@@ -196,29 +191,43 @@ impl Session {
     }
 
     /// Makes a fold the newest version, if its core fits; without one the newest stays. Chunks up to `seq`, and all that were
-    /// read, are in it. No version is due then, whether it came or not.
-    fn renew(
-        &mut self,
-        fold: Option<Fold>,
-        seq: Seq,
-        cores: &CoreBudget,
-    ) -> Result<(), SessionError> {
-        if let Some(core) = fold.as_ref().and_then(|fold| fold.core.as_ref()) {
-            self.due = false;
-            cores.check(core, self.newest.core.as_ref())?;
+    /// read, are in it. No version is due then, whether it came or not; if not, who `asked` is told.
+    fn publish_fold(&mut self, fold: Option<Fold>, seq: Seq, asked: bool, cx: &mut Context<'_>) {
+        let core = fold.as_ref().and_then(|fold| fold.core.as_ref());
+        let fits = core.map_or(Ok(()), |core| {
+            cx.cores.check(core, self.newest.core.as_ref())
+        });
+        let session = self.id;
+        let Err(error) = fits else {
+            self.make_newest(fold, seq, cx.cores);
+            cx.events.push(self.applied());
+            return;
+        };
+        self.due = false;
+        self.note_read();
+        cx.events.push(Event::Read {
+            session,
+            seq: self.read.max(seq),
+        });
+        if asked {
+            cx.events.push(Event::SessionFailed {
+                session,
+                rejected: Rejected::Publish { seq },
+                error,
+            });
         }
-        self.make_newest(fold, seq, cores);
-        Ok(())
+    }
+
+    /// Takes note of the chunks that are read.
+    fn note_read(&mut self) {
+        let here = self.read_place();
+        while let Some((_, seq)) = self.marks.pop_front_if(|(place, _)| *place <= here) {
+            self.read = self.read.max(seq);
+        }
     }
 
     pub(super) fn make_newest(&mut self, fold: Option<Fold>, seq: Seq, cores: &CoreBudget) {
-        let here = self.read_place();
-        while let Some(&(place, seq)) = self.marks.front()
-            && place <= here
-        {
-            self.read = self.read.max(seq);
-            self.marks.pop_front();
-        }
+        self.note_read();
         self.due = false;
         if let Some(Fold {
             digest,
@@ -285,18 +294,6 @@ impl Session {
     fn applied(&self) -> Event {
         let (session, newest) = (self.id, self.facts());
         Event::Applied { session, newest }
-    }
-
-    /// What comes of a publish that was asked for.
-    fn published(&self, seq: Seq, renewed: Result<(), SessionError>) -> Event {
-        match renewed {
-            Ok(()) => self.applied(),
-            Err(error) => Event::SessionFailed {
-                session: self.id,
-                rejected: Rejected::Publish { seq },
-                error,
-            },
-        }
     }
 }
 

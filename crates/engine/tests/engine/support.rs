@@ -286,6 +286,17 @@ pub(crate) fn publish(session: u64, seq: u64, provisional: &[TokenId]) -> Comman
         session: SessionId(session),
         seq: Seq(seq),
         provisional: provisional.to_vec(),
+        asked: true,
+    }
+}
+
+/// As `publish`, but nobody is to be told if it does not fit.
+pub(crate) fn unasked(session: u64, seq: u64) -> Command {
+    Command::Publish {
+        session: SessionId(session),
+        seq: Seq(seq),
+        provisional: Vec::new(),
+        asked: false,
     }
 }
 

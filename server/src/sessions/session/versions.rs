@@ -16,7 +16,7 @@ impl Session {
     /// [`Error::Text`] if the held-back end cannot be tokenised; [`Error::UnknownSession`] if the session is gone.
     pub async fn publish(&self) -> Result<Option<u64>, Error> {
         let writer = self.writer().await?;
-        let Some((seq, command, tokens)) = self.publication(&writer)? else {
+        let Some((seq, command, tokens)) = self.publication(&writer, true)? else {
             return Ok(None);
         };
         let room = self.wait_for_room(tokens).await?;
@@ -34,7 +34,7 @@ impl Session {
         let Ok(writer) = self.writer.try_lock() else {
             return Ok(false);
         };
-        if let Some((_, command, _)) = self.publication(&writer)? {
+        if let Some((_, command, _)) = self.publication(&writer, false)? {
             self.put(Item {
                 commands: vec![command],
                 attach: Attach::Nobody,
@@ -44,8 +44,13 @@ impl Session {
         Ok(true)
     }
 
-    /// The command for a version of all that was accepted, with its `seq` and its tokens.
-    fn publication(&self, writer: &Writer) -> Result<Option<(u64, Command, usize)>, Error> {
+    /// The command for a version of all that was accepted, with its `seq` and its tokens; `asked`: who asked is to be told if it
+    /// does not fit.
+    fn publication(
+        &self,
+        writer: &Writer,
+        asked: bool,
+    ) -> Result<Option<(u64, Command, usize)>, Error> {
         if writer.accepted == 0 {
             return Ok(None);
         }
@@ -62,6 +67,7 @@ impl Session {
             session: self.id,
             seq: Seq(writer.accepted),
             provisional,
+            asked,
         };
         Ok(Some((writer.accepted, command, tokens)))
     }
@@ -98,8 +104,9 @@ impl Session {
         locked(&self.documents).retain(|known| known.id != id);
         if writer.open.as_ref().is_some_and(|open| open.id == id) {
             writer.open = None;
+            // The engine is never told of what is held back.
+            self.rooms.link.account().ends(writer.whole);
             writer.whole = writer.accepted;
-            self.rooms.link.account().ends();
         }
         writer.tokens = writer.tokens.saturating_sub(tokens);
         let (done, forgotten) = oneshot::channel();
