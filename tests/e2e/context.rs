@@ -619,6 +619,72 @@ async fn a_version_without_room_for_its_core_is_told_and_comes_when_there_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_nobody_asked_for_ends_no_stream_and_keeps_no_states() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    world.tell(&session, &["a text of some words"]).await;
+    let took = world.get(&session).await.unwrap();
+    let state = took.state_bytes / 2;
+    let world = World::tiny_with(|config| {
+        config.engine.core_budget_bytes = Some(usize::try_from(took.core_bytes).unwrap());
+        // The first session's two, the second's three, and one document that is read.
+        config.engine.state_budget_bytes = Some(usize::try_from(8 * state).unwrap());
+        config.ingest.idle_publish_ms = 20;
+    })
+    .await;
+    let (first, second) = (world.session().await, world.session().await);
+    world.tell(&first, &["a text of some words"]).await;
+    let mut ingest = world.ingest(&second).await;
+    for seq in 1..3 {
+        let whole = v1::IngestChunk {
+            document_id: seq.to_string(),
+            end_of_document: true,
+            ..chunk(seq, "a text of some words")
+        };
+        ingest.chunk(whole).await.unwrap();
+        // It is quiet: a version is made, and does not fit.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    // Five for a document that is open, and no more than what is held: two and three.
+    let want = (10 * state).to_string();
+    let third = world.session().await;
+    let read = async {
+        loop {
+            let mut other = world.ingest(&third).await;
+            let error = other.chunk(chunk(1, "text")).await.unwrap_err();
+            refused(&error, Code::ResourceExhausted, "STATE_BUDGET");
+            if error.get_details_error_info().unwrap().metadata["bytes"] == want {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), read)
+        .await
+        .unwrap();
+    assert_eq!(world.get(&second).await.unwrap().accepted_seq, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_keeps_its_deadline() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    let (sender, messages) = tokio::sync::mpsc::channel::<v1::IngestRequest>(2);
+    let open = v1::IngestOpen {
+        session_id: session.clone(),
+    };
+    let open = v1::IngestRequest {
+        message: Some(Message::Open(open)),
+    };
+    sender.send(open).await.unwrap();
+    let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
+    let mut request = Request::new(messages);
+    request.set_timeout(Duration::from_millis(300));
+    let mut answers = world.context().ingest(request).await.unwrap().into_inner();
+    let error = answers.message().await.unwrap_err();
+    refused(&error, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_does_not_say_open_loses_its_place() {
     let world = World::tiny_with(|config| {
         config.limits.open_ms = 100;

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{Shared, at, reached};
 use crate::{
-    edge::{Phase, readable, tenant},
+    edge::{Phase, deadline, readable, tenant},
     engine_thread::Progress,
     places::Place,
     sessions::{Session, session::User},
@@ -43,6 +43,7 @@ impl ContextService for Service {
         let place = self.0.streams.take(&tenant)?;
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let shared = Arc::clone(&self.0);
+        let deadline = deadline(&request);
         let messages = request.into_inner();
         // The answer's head goes out at once: a client may wait for it before it sends `open`.
         tokio::spawn(async move {
@@ -51,7 +52,12 @@ impl ContextService for Service {
                 answers: answers.clone(),
                 phase: shared.phase.clone(),
             };
-            if let Err(error) = stream.open(&shared, &tenant, place).await {
+            // A stream can end wherever it waits: a chunk is taken whole or not at all.
+            let done = tokio::select! {
+                done = stream.open(&shared, &tenant, place) => done,
+                () = at(deadline) => Err(Error::Deadline("the stream's time is over").into()),
+            };
+            if let Err(error) = done {
                 // The reader may have gone.
                 drop(answers.send(Err(error)).await);
             }
