@@ -66,6 +66,16 @@ async fn a_session_that_is_found_or_used_does_not_expire() {
 }
 
 #[tokio::test]
+async fn a_list_has_no_session_whose_time_is_over() {
+    let mut rig = Rig::new();
+    let session = rig.session(Some(Duration::from_secs(60))).await;
+    let listed = || rig.shared.sessions.list(&tenant(), 0, "").unwrap().sessions;
+    assert_eq!(listed().len(), 1);
+    session.about().used -= Duration::from_secs(61);
+    assert!(listed().is_empty());
+}
+
+#[tokio::test]
 async fn whoever_finds_a_session_while_others_expire_finds_a_live_one() {
     let mut rig = Rig::new();
     let ttl = Duration::from_secs(60);
