@@ -34,7 +34,7 @@ fn a_forgotten_document_is_given_back_when_the_engine_has_forgotten_it() {
         account.told(seq, seq == 2);
     }
     assert_eq!(free(&states), 4);
-    account.ends(1);
+    account.ends(2);
     account.forgotten(1); // the other one is unread
     assert_eq!(free(&states), 5);
     account.read(2);
