@@ -1,7 +1,7 @@
 //! Trains a generator on the forward that serves it.
 //!
 //! A recipe says what is read, asked and minimised; a run draws batches, lets gradients through the frozen model into
-//! the generator's tensors, and leaves checkpoints that the server loads. No engine, no network. Start at [`run`], then
+//! the generator's tensors, and leaves checkpoints that the server loads. No engine, no network. Start at [`run()`], then
 //! `step`.
 
 mod batch;
