@@ -35,7 +35,6 @@ pub(crate) fn run(repository: Repository, only: &[String]) -> Result<()> {
         STAGES,
         &Ci {
             repository,
-            imprint: OnceCell::new(),
             venv: OnceCell::new(),
         },
         only,
@@ -45,7 +44,6 @@ pub(crate) fn run(repository: Repository, only: &[String]) -> Result<()> {
 /// What the stages share: made once, by the first stage that needs it.
 struct Ci {
     repository: Repository,
-    imprint: OnceCell<PathBuf>,
     venv: OnceCell<Venv>,
 }
 
@@ -73,7 +71,7 @@ impl Ci {
     fn model(&self) -> Result<()> {
         run::run(
             self.repository
-                .command(self.imprint()?)
+                .command(self.repository.imprint()?)
                 .args(["model", "pull"]),
         )?;
         default_model().map(drop)
@@ -112,14 +110,14 @@ impl Ci {
             .arg(&folder);
         run::run(
             pytest
-                .env("IMPRINT_BIN", self.imprint()?)
+                .env("IMPRINT_BIN", self.repository.imprint()?)
                 .env_remove("IMPRINT_ENDPOINT"),
         )
     }
 
     /// An exported adapter, judged by numpy: W + scale B A in a plain forward gives the server's log-probabilities.
     fn peft(&self) -> Result<()> {
-        let server = Server::start(&self.repository, &self.imprint()?, &[])?;
+        let server = Server::start(&self.repository, self.repository.imprint()?, &[])?;
         let mut check = self.venv()?.python();
         check.arg(
             self.repository
@@ -134,17 +132,9 @@ impl Ci {
     fn demo(&self) -> Result<()> {
         run::run(
             self.repository
-                .command(self.imprint()?)
+                .command(self.repository.imprint()?)
                 .args(["demo", "--json"]),
         )
-    }
-
-    fn imprint(&self) -> Result<PathBuf> {
-        if let Some(built) = self.imprint.get() {
-            return Ok(built.clone());
-        }
-        let built = self.repository.imprint()?;
-        Ok(self.imprint.get_or_init(|| built).clone())
     }
 
     fn venv(&self) -> Result<&Venv> {

@@ -2,7 +2,7 @@
 //!
 //! On demand: their wheels are gigabytes, and buf needs Node.js. The checks are the scripts in `python/`. Start at `CHECKS`.
 
-use std::{cell::OnceCell, fs, path::PathBuf, process::Command};
+use std::{cell::OnceCell, fs, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -37,7 +37,6 @@ pub(crate) fn run(repository: Repository, only: &[String]) -> Result<()> {
         &Parity {
             repository,
             venv: OnceCell::new(),
-            imprint: OnceCell::new(),
         },
         only,
     )
@@ -47,7 +46,6 @@ pub(crate) fn run(repository: Repository, only: &[String]) -> Result<()> {
 struct Parity {
     repository: Repository,
     venv: OnceCell<Venv>,
-    imprint: OnceCell<PathBuf>,
 }
 
 impl Parity {
@@ -69,7 +67,7 @@ impl Parity {
 
     /// An exported adapter, loaded by peft onto the model in transformers, against the server's log-probabilities.
     fn peft(&self) -> Result<()> {
-        let server = Server::start(&self.repository, &self.imprint()?, &[])?;
+        let server = Server::start(&self.repository, self.repository.imprint()?, &[])?;
         let mut check = self.script("peft_torch.py")?;
         run::run(check.arg(server.address()).arg(default_model()?))?;
         server.stop()
@@ -89,7 +87,7 @@ impl Parity {
                 .context("the target folder's name is no UTF-8")?;
             let server = Server::start(
                 &self.repository,
-                &self.imprint()?,
+                self.repository.imprint()?,
                 &["--model", model, "--generator", "none"],
             )?;
             run::run(
@@ -112,7 +110,7 @@ impl Parity {
         run::run(self.script("train_torch.py")?.arg("make").arg(&folder))?;
         for case in fs::read_dir(&folder)? {
             let case = case?.path();
-            let mut train = Command::new(self.imprint()?);
+            let mut train = Command::new(self.repository.imprint()?);
             train.args(["train", "--model"]).arg(case.join("base"));
             train.arg("--config").arg(case.join("recipe.toml"));
             train.arg("--probe").arg(case.join("batch.json"));
@@ -127,7 +125,7 @@ impl Parity {
         let rows = self.repository.target.join("parity-eval.jsonl");
         let report = self.repository.target.join("parity-eval.json");
         run::run(self.script("eval_reference.py")?.arg("make").arg(&rows))?;
-        let mut eval = self.repository.command(self.imprint()?);
+        let mut eval = self.repository.command(self.repository.imprint()?);
         eval.args(["eval", "run", "--task", "squad", "--questions", "2"])
             .args(["--methods", "none,in_context"])
             .arg("--data")
@@ -147,14 +145,6 @@ impl Parity {
         let mut python = self.venv()?.python();
         python.arg(self.repository.root.join("crates/xtask/python").join(name));
         Ok(python)
-    }
-
-    fn imprint(&self) -> Result<PathBuf> {
-        if let Some(built) = self.imprint.get() {
-            return Ok(built.clone());
-        }
-        let built = self.repository.imprint()?;
-        Ok(self.imprint.get_or_init(|| built).clone())
     }
 
     fn venv(&self) -> Result<&Venv> {

@@ -3,6 +3,7 @@
 //! A program's own output goes straight through; a failure ends everything. Start at `Repository`.
 
 use std::{
+    cell::OnceCell,
     env,
     ffi::OsStr,
     io::Write,
@@ -20,6 +21,7 @@ pub(crate) struct Repository {
     /// Cargo's target folder, absolute.
     pub(crate) target: PathBuf,
     cargo: PathBuf,
+    imprint: OnceCell<PathBuf>,
 }
 
 impl Repository {
@@ -39,6 +41,7 @@ impl Repository {
             root,
             target,
             cargo,
+            imprint: OnceCell::new(),
         })
     }
 
@@ -58,10 +61,13 @@ impl Repository {
         command
     }
 
-    /// Builds the program `imprint` with all tests, in the dev profile, and returns where it lies.
+    /// Builds the program `imprint` with all tests, in the dev profile, once, and returns where it lies.
     ///
     /// One build serves every stage: cargo resolves other features without the tests, and would compile the dependencies twice.
-    pub(crate) fn imprint(&self) -> Result<PathBuf> {
+    pub(crate) fn imprint(&self) -> Result<&Path> {
+        if let Some(built) = self.imprint.get() {
+            return Ok(built);
+        }
         let mut build = self
             .cargo("test --workspace --locked --no-run --message-format json-render-diagnostics");
         let output = build
@@ -72,13 +78,14 @@ impl Repository {
             bail!("`{}` ended with {}", text(&build), output.status);
         }
         let messages = String::from_utf8(output.stdout).context("cargo's messages are no UTF-8")?;
-        messages
+        let built = messages
             .lines()
             .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
             .filter(|message| message["target"]["name"] == "imprint")
             .filter(|message| message["profile"]["test"] == false)
             .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .context("cargo built no program")
+            .context("cargo built no program")?;
+        Ok(self.imprint.get_or_init(|| built))
     }
 }
 

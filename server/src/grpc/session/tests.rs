@@ -5,7 +5,10 @@ use imprint_proto::v1::{self, session_service_server::SessionService};
 use tonic::{Code, Request, Status};
 
 use super::Service;
-use crate::testing::{Rig, tenant};
+use crate::{
+    sessions::Session,
+    testing::{Rig, tenant},
+};
 
 /// A call of a tenant that waits for a fifth of a second.
 fn hurried<T>(message: T) -> Request<T> {
@@ -26,6 +29,18 @@ async fn sessions(service: &Service) -> usize {
     list.extensions_mut().insert(tenant());
     let list = service.list_sessions(list).await.unwrap();
     list.into_inner().sessions.len()
+}
+
+/// Tells the session the document `a`, whole, and sees the engine told of it.
+async fn tell(rig: &mut Rig, session: &Session) {
+    let chunk = store::Chunk {
+        document: "a".to_owned(),
+        content: store::Content::Text("some text".to_owned()),
+        end_of_document: true,
+    };
+    session.take(1, chunk).await.unwrap();
+    let (command, _) = rig.next().await;
+    assert!(matches!(command, Command::Ingest { .. }), "{command:?}");
 }
 
 #[tokio::test]
@@ -78,14 +93,7 @@ async fn a_fork_that_waits_for_who_writes_until_it_is_late_never_begins() {
     let mut rig = Rig::new();
     let session = rig.session(None).await;
     let service = Service(rig.shared.clone());
-    let chunk = store::Chunk {
-        document: "a".to_owned(),
-        content: store::Content::Text("some text".to_owned()),
-        end_of_document: true,
-    };
-    session.take(1, chunk).await.unwrap();
-    let (command, _) = rig.next().await;
-    assert!(matches!(command, Command::Ingest { .. }), "{command:?}");
+    tell(&mut rig, &session).await;
     let fork = || v1::ForkSessionRequest {
         session_id: session.name.clone(),
         ..Default::default()
@@ -112,14 +120,7 @@ async fn a_document_is_forgotten_by_the_deadline_or_stays_whole() {
     let mut rig = Rig::new();
     let session = rig.session(None).await;
     let service = Service(rig.shared.clone());
-    let chunk = store::Chunk {
-        document: "a".to_owned(),
-        content: store::Content::Text("some text".to_owned()),
-        end_of_document: true,
-    };
-    session.take(1, chunk).await.unwrap();
-    let (command, _) = rig.next().await;
-    assert!(matches!(command, Command::Ingest { .. }), "{command:?}");
+    tell(&mut rig, &session).await;
     let forget = || {
         hurried(v1::ForgetDocumentRequest {
             session_id: session.name.clone(),
