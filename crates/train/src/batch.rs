@@ -138,7 +138,8 @@ pub(crate) struct Draw<'a> {
 enum Source<'a> {
     /// A piece, its number, and the window's first token in it.
     Text(&'a [TokenId], usize, usize),
-    Asked(Asked),
+    /// With others that it may be asked of instead.
+    Asked(Asked, &'a [Asked]),
 }
 
 impl Draw<'_> {
@@ -176,7 +177,14 @@ impl Draw<'_> {
         questions: usize,
         random: &mut Random,
     ) -> Result<Source<'_>, Error> {
-        Ok(match random.weighted(&[mix.corpus, mix.qa, mix.facts]) {
+        let asked = |from: &'_ [Asked], what, random: &mut Random| {
+            let mut asked = random.pick(from).ok_or_else(|| nothing(what))?.clone();
+            random.shuffle(&mut asked.questions);
+            asked.questions.truncate(questions);
+            Ok::<_, Error>(asked)
+        };
+        let split = self.split;
+        Ok(match random.weighted(&mix.shares()) {
             0 => {
                 let number = random.below(self.split.pieces.len());
                 let piece = self
@@ -186,21 +194,16 @@ impl Draw<'_> {
                     .ok_or_else(|| nothing("text"))?;
                 Source::Text(piece, number, self.place(piece, random))
             }
-            1 => {
-                let asked = random
-                    .pick(&self.split.asked)
-                    .ok_or_else(|| nothing("questions"))?;
-                let mut asked = asked.clone();
-                random.shuffle(&mut asked.questions);
-                asked.questions.truncate(questions);
-                Source::Asked(asked)
+            1 => Source::Asked(asked(&split.asked, "questions", random)?, &split.asked),
+            3 => Source::Asked(
+                asked(&split.dialogues, "dialogues", random)?,
+                &split.dialogues,
+            ),
+            4 => Source::Asked(asked(&split.fewshot, "few-shot tasks", random)?, &[]),
+            _ => {
+                let pack = facts::pack(random, self.format, questions, self.recipe.data.chat)?;
+                Source::Asked(pack, &[])
             }
-            _ => Source::Asked(facts::pack(
-                random,
-                self.format,
-                questions,
-                self.recipe.data.chat,
-            )?),
         })
     }
 
@@ -220,17 +223,25 @@ impl Draw<'_> {
     ) {
         let core = window / layout.group;
         match source {
-            Source::Asked(Asked { context, questions }) => {
-                batch.windows.push(context);
-                batch
-                    .queries
-                    .extend(questions.into_iter().map(|question| Query {
+            Source::Asked(Asked { context, questions }, others) => {
+                for mut question in questions {
+                    let mut kind = Kind::Answer;
+                    if layout.foreign > 0.0 && random.chance(layout.foreign) {
+                        let other = random.pick(others).filter(|other| other.context != context);
+                        let foreign = other.and_then(|other| random.pick(&other.questions));
+                        if let Some(foreign) = foreign {
+                            (question, kind) = (foreign.clone(), Kind::Negative);
+                        }
+                    }
+                    batch.queries.push(Query {
                         tokens: question.tokens,
                         scored: question.scored,
-                        kind: Kind::Answer,
+                        kind,
                         core,
                         window,
-                    }));
+                    });
+                }
+                batch.windows.push(context);
             }
             Source::Text(piece, number, from) => {
                 let until = from + self.format.window;

@@ -4,6 +4,8 @@
 //! a cache of tokens. What is drawn when is `batch`'s matter. Start at [`Pool::load`].
 
 mod cache;
+mod dialogues;
+mod fewshot;
 
 use std::{collections::HashMap, path::Path};
 
@@ -37,6 +39,10 @@ pub(crate) struct Asked {
 pub(crate) struct Split {
     pub(crate) pieces: Vec<Vec<TokenId>>,
     pub(crate) asked: Vec<Asked>,
+    /// What was said before, and what is said then.
+    pub(crate) dialogues: Vec<Asked>,
+    /// Examples of a task, and more of its inputs.
+    pub(crate) fewshot: Vec<Asked>,
 }
 
 /// What a run draws from.
@@ -196,6 +202,8 @@ impl Pool {
             data.qa_chars,
             data.answer_chars,
             data.questions,
+            data.dialogue_contexts,
+            data.fewshot_contexts,
             data.thin,
             data.chat,
             format.prompt,
@@ -206,7 +214,7 @@ impl Pool {
         ]);
         key.update(same.to_string().as_bytes());
         let mut files = Vec::new();
-        for name in [&data.corpus, &data.qa] {
+        for name in [&data.corpus, &data.qa, &data.dialogues, &data.fewshot] {
             let Some(name) = name else {
                 key.update(b"none");
                 continue;
@@ -235,11 +243,34 @@ impl Pool {
         if let Some(name) = &data.qa {
             pool.qa(recipe, &folder.join(name), format, &held_out, tell)?;
         }
+        if let Some(name) = &data.dialogues {
+            tell("tokenising dialogues");
+            pool.dialogues(recipe, &folder.join(name), format, &held_out)?;
+        }
+        if let Some(name) = &data.fewshot {
+            tell("tokenising few-shot tasks");
+            pool.fewshot(recipe, &folder.join(name), format, &held_out)?;
+        }
         if let Err(error) = cache::write(&cached, &pool) {
             // A cache that cannot be kept costs time, nothing else.
             tell(&format!("tokens are not kept: {error}"));
         }
         Ok(pool)
+    }
+
+    /// Counts the rows of a file; refuses it if most of them are held out.
+    fn count(
+        &mut self,
+        path: &Path,
+        held_out: &HeldOut,
+        dropped: u64,
+        count: rows::Count,
+    ) -> Result<(), Error> {
+        held_out.refuse_share(path, dropped, count.rows)?;
+        self.told.rows += count.rows;
+        self.told.malformed += count.malformed;
+        self.told.held_out += dropped;
+        Ok(())
     }
 
     fn corpus(
@@ -272,10 +303,7 @@ impl Pool {
             }
             Ok(())
         })?;
-        held_out.refuse_share(path, dropped, count.rows)?;
-        self.told.rows += count.rows;
-        self.told.malformed += count.malformed;
-        self.told.held_out += dropped;
+        self.count(path, held_out, dropped, count)?;
         random.shuffle(&mut pieces);
         let (mut validation, mut train): (Vec<_>, Vec<_>) =
             pieces.into_iter().partition(|(validates, _)| *validates);
@@ -370,10 +398,7 @@ impl Pool {
                 .push((question.to_owned(), answer.to_owned()));
             Ok(())
         })?;
-        held_out.refuse_share(path, dropped, count.rows)?;
-        self.told.rows += count.rows;
-        self.told.malformed += count.malformed;
-        self.told.held_out += dropped;
+        self.count(path, held_out, dropped, count)?;
         let mut random = Random::new(recipe.seed, "qa");
         random.shuffle(&mut contexts);
         let (mut validation, mut train): (Vec<_>, Vec<_>) = contexts

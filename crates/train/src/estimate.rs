@@ -50,7 +50,7 @@ fn tokens(layout: &Layout, recipe: &Recipe, window: usize) -> Tokens {
         };
     }
     let mix = layout.mix.as_ref().unwrap_or(&recipe.data.mix);
-    let text = mix.corpus / (mix.corpus + mix.qa + mix.facts);
+    let text = mix.corpus / mix.shares().iter().sum::<f64>();
     let asked = windows * layout.queries.len() as f64 * query;
     let shares = layout.queries.iter().map(|ask| {
         let all = ask.reconstruction + ask.completion + ask.far + ask.negative;

@@ -6,14 +6,14 @@
 
 use candle_core::{DType, Device, Tensor};
 use faer::{Mat, Side};
-use generator::{BaseShape, Config, Module, SiteId, Trainee, TraineeSite};
+use generator::{BaseShape, Config, Module, Seen, SiteId, Trainee, TraineeSite};
 use lm::{KvCache, Lm, Row, text::TokenId};
 use serde_json::{Map, Value, json};
 
 use crate::{
     Error,
     random::Random,
-    recipe::{Form, Init, NewGenerator, ReadOut, Strategy},
+    recipe::{Form, Grow, Init, NewGenerator, ReadOut, Strategy},
 };
 
 /// The first tokens of a context are sinks of attention and like nothing else.
@@ -186,38 +186,42 @@ impl Moments {
         Ok(())
     }
 
-    /// Principal directions [width, width] as columns, largest variance first, with their variances: of the
-    /// covariance, the mean's own direction taken out.
-    fn directions(&self) -> Result<(Vec<f64>, Mat<f64>), Error> {
+    fn mean(&self) -> Vec<f64> {
+        self.sum.iter().map(|sum| sum / self.count).collect()
+    }
+
+    /// Covariance [width, width], the mean's own direction taken out.
+    fn covariance(&self) -> Result<Mat<f64>, Error> {
         let width = self.sum.len();
         let squares: Vec<Vec<f32>> = self.squares.to_vec2()?;
-        let mean: Vec<f64> = self.sum.iter().map(|sum| sum / self.count).collect();
+        let mean = self.mean();
         let covariance = Mat::from_fn(width, width, |i, j| {
             0.5 * f64::from(squares[i][j] + squares[j][i]) / self.count - mean[i] * mean[j]
         });
-        principal(covariance, &mean)
+        Ok(without(&covariance, &mean))
     }
 }
 
-/// Eigenvalues, descending, and eigenvectors as columns, of a covariance without the direction of `mean`.
-fn principal(covariance: Mat<f64>, mean: &[f64]) -> Result<(Vec<f64>, Mat<f64>), Error> {
+/// A covariance without the direction of `mean`: (I - u uᵀ) C (I - u uᵀ).
+fn without(covariance: &Mat<f64>, mean: &[f64]) -> Mat<f64> {
     let width = mean.len();
     let length = mean.iter().map(|m| m * m).sum::<f64>().sqrt().max(1e-30);
     let u: Vec<f64> = mean.iter().map(|m| m / length).collect();
-    // C' = (I - u uᵀ) C (I - u uᵀ)
     let cu: Vec<f64> = (0..width)
         .map(|i| (0..width).map(|j| covariance[(i, j)] * u[j]).sum())
         .collect();
     let ucu: f64 = u.iter().zip(&cu).map(|(u, c)| u * c).sum();
-    let c = Mat::from_fn(width, width, |i, j| {
+    Mat::from_fn(width, width, |i, j| {
         covariance[(i, j)] - u[i] * cu[j] - cu[i] * u[j] + ucu * u[i] * u[j]
-    });
-    let eigen = c
+    })
+}
+
+/// Eigenvalues of a covariance, descending, and eigenvectors as columns.
+fn principal(covariance: &Mat<f64>) -> Result<(Vec<f64>, Mat<f64>), Error> {
+    let width = covariance.nrows();
+    let eigen = covariance
         .self_adjoint_eigen(Side::Lower)
-        .map_err(|_| Error::NoData {
-            what: "statistics",
-            detail: "a covariance of the base has no decomposition".to_owned(),
-        })?;
+        .map_err(|_| undecomposed("a covariance of the base has no decomposition"))?;
     // Ascending as they come.
     let (values, vectors) = (eigen.S().column_vector(), eigen.U());
     let order = |k: usize| width - 1 - k;
@@ -226,6 +230,162 @@ fn principal(covariance: Mat<f64>, mean: &[f64]) -> Result<(Vec<f64>, Mat<f64>),
         sorted,
         Mat::from_fn(width, width, |i, k| vectors[(i, order(k))]),
     ))
+}
+
+fn undecomposed(detail: &str) -> Error {
+    Error::NoData {
+        what: "statistics",
+        detail: detail.to_owned(),
+    }
+}
+
+/// Reads contexts with the bare model, some at once; `each` gets them with what was seen of them at `watched`.
+fn look(
+    lm: &Lm,
+    contexts: &[&[TokenId]],
+    watched: &[SiteId],
+    mut each: impl FnMut(&[&[TokenId]], &[Seen]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for group in contexts.chunks(AT_ONCE) {
+        let mut next = 0u32;
+        let places: Vec<Vec<u32>> = group
+            .iter()
+            .map(|context| {
+                let first = next;
+                next += context.len() as u32;
+                (first..next).collect()
+            })
+            .collect();
+        let kv = KvCache::new(lm.config(), next.max(1) as usize, 1)?;
+        let mut rows: Vec<Row<'_>> = group
+            .iter()
+            .zip(&places)
+            .map(|(context, blocks)| Row {
+                tokens: context,
+                position: 0,
+                blocks,
+                core: None,
+                scale: 1.0,
+                window: None,
+                lookahead: None,
+                logits: 0,
+            })
+            .collect();
+        let seen = lm.observe(&mut rows, &kv, watched, None, false)?;
+        each(group, &seen)?;
+    }
+    Ok(())
+}
+
+/// The tokens of a context that statistics are taken from: its first, which is at `first`, and how many.
+fn counted_tokens(context: &[TokenId], first: usize) -> (usize, usize) {
+    let skipped = SKIPPED.min(context.len() / 2);
+    (first + skipped, context.len() - skipped)
+}
+
+/// The same generator with longer keys: to the rows of A1 come whitened principal directions of what they leave of the
+/// sites' inputs, uncorrelated with them and of their mean variance. Everything else stays as it is.
+pub(crate) fn grown(
+    start: &Trainee,
+    config: Config,
+    grow: &Grow,
+    lm: &Lm,
+    contexts: &[&[TokenId]],
+) -> Result<Trainee, Error> {
+    check_growth(start, grow)?;
+    let base = lm.shape();
+    let ids: Vec<SiteId> = start.sites().iter().map(|site| site.id).collect();
+    let mut moments: Vec<Moments> = ids
+        .iter()
+        .map(|site| Moments::new(base.linear(site.module).1))
+        .collect::<Result<_, _>>()?;
+    look(lm, contexts, &ids, |group, seen| {
+        let mut first = 0;
+        for context in group {
+            let (from, len) = counted_tokens(context, first);
+            first += context.len();
+            for (moments, seen) in moments.iter_mut().zip(seen) {
+                moments.add(&seen.x.narrow(0, from, len)?.contiguous()?)?;
+            }
+        }
+        Ok(())
+    })?;
+    let mut sites = Vec::new();
+    for (site, moments) in start.sites().iter().zip(&moments) {
+        if moments.count == 0.0 {
+            return Err(undecomposed("no contexts"));
+        }
+        let more = beside(&matrix(&site.a1)?, &moments.covariance()?, grow)?;
+        let a1 = Tensor::cat(&[&site.a1, &tensor(&more)?], 0)?;
+        sites.push(TraineeSite { a1, ..site.clone() });
+    }
+    Ok(Trainee::new(config, sites, &base)?)
+}
+
+fn check_growth(start: &Trainee, grow: &Grow) -> Result<(), Error> {
+    for site in start.sites() {
+        let (rows, input) = site.a1.dims2()?;
+        if !(rows..=input).contains(&grow.r1) || site.a2.is_some() {
+            return Err(undecomposed(&format!(
+                "{} has {rows} keys of {input} inputs: they cannot grow to {} (only associative ones grow at all)",
+                site.id, grow.r1
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The shape of what [`grown`] makes: its new keys are zero.
+pub(crate) fn widened(
+    start: &Trainee,
+    config: Config,
+    grow: &Grow,
+    lm: &Lm,
+) -> Result<Trainee, Error> {
+    check_growth(start, grow)?;
+    let wide = |site: &TraineeSite| -> Result<TraineeSite, Error> {
+        let (rows, input) = site.a1.dims2()?;
+        let zeros = Tensor::zeros((grow.r1 - rows, input), DType::F32, &Device::Cpu)?;
+        let a1 = Tensor::cat(&[&site.a1, &zeros], 0)?;
+        Ok(TraineeSite { a1, ..site.clone() })
+    };
+    let sites = start.sites().iter().map(wide).collect::<Result<_, _>>()?;
+    Ok(Trainee::new(config, sites, &lm.shape())?)
+}
+
+/// Rows [R1 - r, Din] beside those of A [r, Din], for inputs of covariance C.
+fn beside(a: &Mat<f64>, c: &Mat<f64>, grow: &Grow) -> Result<Mat<f64>, Error> {
+    let (r, width) = (a.nrows(), a.ncols());
+    let ac = a * c; // [r, Din]
+    let mut m = &ac * a.transpose(); // [r, r], covariance of the keys
+    let mean = (0..r).map(|i| m[(i, i)]).sum::<f64>() / r as f64;
+    for i in 0..r {
+        m[(i, i)] += 1e-6 * mean;
+    }
+    let m = m
+        .llt(Side::Lower)
+        .map_err(|_| undecomposed("the keys have no covariance"))?;
+    let x = faer::linalg::solvers::Solve::solve(&m, &ac); // (A C Aᵀ)⁻¹ A C [r, Din]
+    // What is left of the inputs once the keys are known.
+    let left = c - ac.transpose() * &x;
+    let left = Mat::from_fn(width, width, |i, j| 0.5 * (left[(i, j)] + left[(j, i)]));
+    let (variances, directions) = principal(&left)?;
+    let count = grow.r1 - r;
+    let damping = grow.damping * variances.iter().take(count).sum::<f64>() / count.max(1) as f64;
+    let u = Mat::from_fn(width, count, |i, k| directions[(i, k)]);
+    // uᵀ (x - C Aᵀ (A C Aᵀ)⁻¹ A x)
+    let rows = u.transpose() - (a.transpose() * (&x * &u)).transpose();
+    Ok(Mat::from_fn(count, width, |k, i| {
+        rows[(k, i)] * (mean / (variances[k] + damping)).sqrt()
+    }))
+}
+
+fn matrix(tensor: &Tensor) -> Result<Mat<f64>, Error> {
+    let rows: Vec<Vec<f32>> = tensor.to_vec2()?;
+    let columns = rows.first().map_or(0, Vec::len);
+    Ok(Mat::from_fn(rows.len(), columns, |i, j| {
+        f64::from(rows[i][j])
+    }))
 }
 
 fn white(
@@ -281,42 +441,16 @@ fn white(
             across.push((cross, Moments::new(hidden)?));
         }
     }
-    for group in contexts.chunks(AT_ONCE) {
-        let mut next = 0u32;
-        let places: Vec<Vec<u32>> = group
-            .iter()
-            .map(|context| {
-                let first = next;
-                next += context.len() as u32;
-                (first..next).collect()
-            })
-            .collect();
-        let kv = KvCache::new(lm.config(), next.max(1) as usize, 1)?;
-        let mut rows: Vec<Row<'_>> = group
-            .iter()
-            .zip(&places)
-            .map(|(context, blocks)| Row {
-                tokens: context,
-                position: 0,
-                blocks,
-                core: None,
-                scale: 1.0,
-                window: None,
-                lookahead: None,
-                logits: 0,
-            })
-            .collect();
-        let seen = lm.observe(&mut rows, &kv, &watched, None, false)?;
+    look(lm, contexts, &watched, |group, seen| {
         let ending: Vec<(&[TokenId], usize)> = group
             .iter()
             .map(|context| (*context, context.len()))
             .collect();
         let last = lm.residuals(&ending)?; // [T, D]
-        let inputs = layer_inputs(&watched, &seen, layers);
+        let inputs = layer_inputs(&watched, seen, layers);
         let mut first = 0;
         for context in group {
-            let skipped = SKIPPED.min(context.len() / 2);
-            let (from, len) = (first + skipped, context.len() - skipped);
+            let (from, len) = counted_tokens(context, first);
             first += context.len();
             tokens += len as f64;
             for (size, h) in sizes.iter_mut().zip(inputs.iter().chain(&last)) {
@@ -334,7 +468,8 @@ fn white(
                 }
             }
         }
-    }
+        Ok(())
+    })?;
     if tokens == 0.0 {
         return Err(Error::NoData {
             what: "statistics",
@@ -344,7 +479,7 @@ fn white(
     let values = embeddings(lm, counted, new.r2)?; // P [R2, D]
     let mut built = Vec::new();
     for (index, (id, moments)) in sites.iter().zip(&moments).enumerate() {
-        let (variances, directions) = moments.directions()?;
+        let (variances, directions) = principal(&moments.covariance()?)?;
         let damping = new.damping * variances.iter().take(new.r1).sum::<f64>() / new.r1 as f64;
         let a1 = Mat::from_fn(new.r1, directions.nrows(), |k, i| {
             directions[(i, k)] / ((variances[k] + damping) * new.r1 as f64).sqrt()
@@ -367,7 +502,7 @@ fn white(
 }
 
 /// The residuals entering each layer, found among what all layers' down_proj have seen.
-fn layer_inputs(watched: &[SiteId], seen: &[generator::Seen], layers: usize) -> Vec<Tensor> {
+fn layer_inputs(watched: &[SiteId], seen: &[Seen], layers: usize) -> Vec<Tensor> {
     (0..layers)
         .filter_map(|layer| {
             let at = watched
@@ -380,14 +515,7 @@ fn layer_inputs(watched: &[SiteId], seen: &[generator::Seen], layers: usize) -> 
 
 /// A2 = A1 (Σ x nᵀ) (Σ n nᵀ + damping)⁻¹.
 fn least_squares(a1: &Mat<f64>, cross: &Tensor, own: &Moments) -> Result<Tensor, Error> {
-    let of = |tensor: &Tensor| -> Result<Mat<f64>, Error> {
-        let rows: Vec<Vec<f32>> = tensor.to_vec2()?;
-        let columns = rows.first().map_or(0, Vec::len);
-        Ok(Mat::from_fn(rows.len(), columns, |i, j| {
-            f64::from(rows[i][j])
-        }))
-    };
-    let (cross, mut own) = (of(cross)?, of(&own.squares)?);
+    let (cross, mut own) = (matrix(cross)?, matrix(&own.squares)?);
     let size = own.nrows();
     let mean = (0..size).map(|i| own[(i, i)]).sum::<f64>() / size as f64;
     for i in 0..size {
@@ -445,7 +573,7 @@ fn embeddings(lm: &Lm, texts: &[Vec<TokenId>], r2: usize) -> Result<Mat<f64>, Er
     let covariance = Mat::from_fn(hidden, hidden, |i, j| {
         0.5 * f64::from(rows[i][j] + rows[j][i])
     });
-    let (_, directions) = principal(covariance, &mean)?;
+    let (_, directions) = principal(&without(&covariance, &mean))?;
     Ok(Mat::from_fn(r2, hidden, |k, i| directions[(i, k)]))
 }
 

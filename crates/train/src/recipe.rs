@@ -24,6 +24,8 @@ pub struct Recipe {
     pub start: Option<PathBuf>,
     /// A new generator, initialised from statistics of the base.
     pub generator: Option<NewGenerator>,
+    /// Longer keys than those of `start`.
+    pub grow: Option<Grow>,
     /// Keys of adapter_config.json that this run changes or adds (`prompt_format`, `fastlora_window`, ...).
     #[serde(default)]
     pub config: toml::Table,
@@ -116,6 +118,20 @@ fn contexts() -> usize {
     96
 }
 
+/// Keys that a generator is given beside its own: whitened directions of the sites' inputs that its keys leave out.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grow {
+    /// R1, size of keys; at least that of `start`.
+    pub r1: usize,
+    /// Damping of the whitening, in parts of the mean eigenvalue.
+    #[serde(default = "damping")]
+    pub damping: f64,
+    /// Contexts of one window that the statistics are taken from.
+    #[serde(default = "contexts")]
+    pub contexts: usize,
+}
+
 /// What a token writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -172,6 +188,10 @@ pub struct Data {
     pub corpus: Option<String>,
     /// Questions: rows with `context`, `question`, `answers`.
     pub qa: Option<String>,
+    /// Dialogues: rows with `turns` of `speaker` and `text`, some with `personas`.
+    pub dialogues: Option<String>,
+    /// Rows of few-shot tasks: `task`, `input`, `output`.
+    pub fewshot: Option<String>,
     /// A folder of evaluation files, relative to `folder`: rows that occur there are dropped.
     pub held_out: Option<PathBuf>,
     /// Share of malformed rows from which a file is refused.
@@ -189,6 +209,12 @@ pub struct Data {
     /// Contexts with questions that are kept in memory.
     #[serde(default = "qa_contexts")]
     pub qa_contexts: usize,
+    /// Dialogues that are kept in memory.
+    #[serde(default = "dialogue_contexts")]
+    pub dialogue_contexts: usize,
+    /// Windows of few-shot examples that are put together.
+    #[serde(default = "fewshot_contexts")]
+    pub fewshot_contexts: usize,
     /// Length of a question's context, in characters.
     #[serde(default = "qa_chars")]
     pub qa_chars: [usize; 2],
@@ -231,6 +257,12 @@ fn pieces_per_document() -> usize {
 fn qa_contexts() -> usize {
     14_000
 }
+fn dialogue_contexts() -> usize {
+    6000
+}
+fn fewshot_contexts() -> usize {
+    4000
+}
 fn qa_chars() -> [usize; 2] {
     [250, 1400]
 }
@@ -260,6 +292,25 @@ pub struct Mix {
     /// Synthetic packs of facts.
     #[serde(default)]
     pub facts: f64,
+    /// Dialogues, or what a speaker says of himself.
+    #[serde(default)]
+    pub dialogues: f64,
+    /// Examples of a few-shot task.
+    #[serde(default)]
+    pub fewshot: f64,
+}
+
+impl Mix {
+    /// By [`crate::batch`]'s order of sources.
+    pub(crate) fn shares(&self) -> [f64; 5] {
+        [
+            self.corpus,
+            self.qa,
+            self.facts,
+            self.dialogues,
+            self.fewshot,
+        ]
+    }
 }
 
 /// What a step reads and asks.
@@ -279,6 +330,10 @@ pub struct Layout {
     pub prefix: bool,
     /// The queries of each window of plain text, each drawn in proportion; a question's context has as many questions.
     pub queries: Vec<Ask>,
+    /// Share of the questions (of `qa` and `dialogues`) that are asked with the core of a context that they do not concern,
+    /// as negatives.
+    #[serde(default)]
+    pub foreign: f64,
     /// In place of `data.mix`.
     pub mix: Option<Mix>,
 }
@@ -515,6 +570,14 @@ impl Recipe {
                 );
             }
         }
+        if let Some(grow) = &self.grow {
+            within("grow.r1", grow.r1 as f64, 1.0, 65_536.0)?;
+            within("grow.damping", grow.damping, 0.0, 1e6)?;
+            within("grow.contexts", grow.contexts as f64, 1.0, 4096.0)?;
+            if self.start.is_none() {
+                return Err("`grow` needs a `start` to grow from".to_owned());
+            }
+        }
         let data = &self.data;
         for (key, share) in [("malformed", data.malformed), ("chat", data.chat)] {
             within(&format!("data.{key}"), share, 0.0, 1.0)?;
@@ -527,6 +590,18 @@ impl Recipe {
         within("data.piece_chars", data.piece_chars as f64, 64.0, 1e7)?;
         within("data.qa_contexts", data.qa_contexts as f64, 1.0, 1e7)?;
         within("data.questions", data.questions as f64, 1.0, 64.0)?;
+        within(
+            "data.dialogue_contexts",
+            data.dialogue_contexts as f64,
+            1.0,
+            1e7,
+        )?;
+        within(
+            "data.fewshot_contexts",
+            data.fewshot_contexts as f64,
+            1.0,
+            1e7,
+        )?;
         if let Some(window) = data.window {
             within("data.window", window as f64, 3.0, 65_536.0)?;
         }
@@ -536,6 +611,7 @@ impl Recipe {
         for layout in &self.layout {
             within("layout.chance", layout.chance, 0.0, 1e6)?;
             within("layout.windows", layout.windows as f64, 1.0, 1024.0)?;
+            within("layout.foreign", layout.foreign, 0.0, 1.0)?;
             within(
                 "layout.group",
                 layout.group as f64,
@@ -600,6 +676,8 @@ impl Recipe {
             ("corpus", mix.corpus, self.data.corpus.is_some()),
             ("qa", mix.qa, self.data.qa.is_some()),
             ("facts", mix.facts, true),
+            ("dialogues", mix.dialogues, self.data.dialogues.is_some()),
+            ("fewshot", mix.fewshot, self.data.fewshot.is_some()),
         ];
         for (kind, share, there) in shares {
             if !share.is_finite() || share < 0.0 {

@@ -139,10 +139,7 @@ pub fn run(args: &Args, model: &Path, home: &Path, out: &mut dyn Write) -> Resul
         generator::Strategy::Parallel | generator::Strategy::Concat => Strategy::Parallel,
     };
     if args.dry_run {
-        let start = match &recipe.start {
-            Some(start) => Trainee::of(&Generator::load(start, &lm.shape())?)?,
-            None => blank(&recipe, &config, &lm)?,
-        };
+        let start = untrained(&recipe, &config, &lm)?;
         let estimate = Estimate::of(&recipe, &lm, &start)?;
         write!(out, "{estimate}")
             .map_err(|source| Error::io(Path::new("standard output"), source))?;
@@ -155,10 +152,7 @@ pub fn run(args: &Args, model: &Path, home: &Path, out: &mut dyn Write) -> Resul
 
     fs::create_dir_all(&args.out).map_err(|source| Error::io(&args.out, source))?;
     if let Some(batches) = &args.probe {
-        let start = match &recipe.start {
-            Some(start) => Trainee::of(&Generator::load(start, &lm.shape())?)?,
-            None => blank(&recipe, &config, &lm)?,
-        };
+        let start = untrained(&recipe, &config, &lm)?;
         let mut masters = Masters::of(&start)?;
         load_state(&args.out, &mut masters)?;
         let model = Model {
@@ -193,7 +187,17 @@ pub fn run(args: &Args, model: &Path, home: &Path, out: &mut dyn Write) -> Resul
         pool.told.held_out
     ));
     let start = match &recipe.start {
-        Some(start) => Trainee::of(&Generator::load(start, &lm.shape())?)?,
+        Some(start) => {
+            let start = Trainee::of(&Generator::load(start, &lm.shape())?)?;
+            match &recipe.grow {
+                Some(grow) => {
+                    say("statistics of the base, for longer keys");
+                    let contexts = contexts(&pool, grow.contexts, format.window);
+                    init::grown(&start, config, grow, &lm, &contexts)?
+                }
+                None => start,
+            }
+        }
         None => new(&recipe, config, &lm, &pool, format.window)?,
     };
     let masters = Masters::of(&start)?;
@@ -235,6 +239,14 @@ fn config_of(recipe: &Recipe, lm: &Lm, name: &str) -> Result<(Map<String, Value>
         (None, Some(new)) => init::config(new, name, lm.digest(), PROMPT, &recipe.data.suffix),
         (None, None) => Map::new(),
     };
+    if let (Some(grow), None) = (&recipe.grow, &recipe.generator) {
+        let r2 = keys.get("fastlora_r").and_then(Value::as_u64).unwrap_or(0);
+        keys.insert("fastlora_inter_size".to_owned(), json!(grow.r1));
+        keys.insert(
+            "fastlora_max_rank".to_owned(),
+            json!(r2.min(grow.r1 as u64)),
+        );
+    }
     for (key, value) in &recipe.config {
         keys.insert(key.clone(), json!(value));
     }
@@ -249,20 +261,24 @@ fn config_of(recipe: &Recipe, lm: &Lm, name: &str) -> Result<(Map<String, Value>
     Ok((keys, config))
 }
 
-/// A generator of the recipe's shape, untrained and without statistics: to be measured, not to be used.
-fn blank(recipe: &Recipe, config: &Config, lm: &Lm) -> Result<Trainee, Error> {
-    let Some(mut new) = recipe.generator.clone() else {
-        return Err(nothing_to_start());
-    };
-    new.init = crate::recipe::Init::Random;
-    init::begin(
-        &new,
-        config.clone(),
-        lm,
-        &[],
-        &[],
-        &mut Random::new(recipe.seed, "start"),
-    )
+/// A generator of the recipe's shape, without statistics: to be measured, or filled with a saved state, not to be trained.
+fn untrained(recipe: &Recipe, config: &Config, lm: &Lm) -> Result<Trainee, Error> {
+    match (&recipe.start, &recipe.generator) {
+        (Some(start), _) => {
+            let start = Trainee::of(&Generator::load(start, &lm.shape())?)?;
+            match &recipe.grow {
+                Some(grow) => init::widened(&start, config.clone(), grow, lm),
+                None => Ok(start),
+            }
+        }
+        (None, Some(new)) => {
+            let mut new = new.clone();
+            new.init = crate::recipe::Init::Random;
+            let mut random = Random::new(recipe.seed, "start");
+            init::begin(&new, config.clone(), lm, &[], &[], &mut random)
+        }
+        (None, None) => Err(nothing_to_start()),
+    }
 }
 
 fn nothing_to_start() -> Error {
@@ -282,16 +298,17 @@ fn new(
     let Some(new) = &recipe.generator else {
         return Err(nothing_to_start());
     };
-    let contexts: Vec<_> = pool
-        .train
-        .pieces
-        .iter()
-        .rev()
-        .take(new.contexts)
-        .map(|piece| &piece[..window.min(piece.len())])
-        .collect();
+    let contexts = contexts(pool, new.contexts, window);
     let mut random = Random::new(recipe.seed, "start");
     init::begin(new, config, lm, &contexts, &pool.train.pieces, &mut random)
+}
+
+/// Windows that statistics of the base are taken from.
+fn contexts(pool: &Pool, count: usize, window: usize) -> Vec<&[lm::text::TokenId]> {
+    let pieces = pool.train.pieces.iter().rev().take(count);
+    pieces
+        .map(|piece| &piece[..window.min(piece.len())])
+        .collect()
 }
 
 /// Loss and figures of the batches in a file; their gradients go to probe.safetensors in `folder`.

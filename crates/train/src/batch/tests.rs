@@ -33,6 +33,19 @@ fn split() -> Split {
                 scored: 3,
             }],
         }],
+        dialogues: vec![said(200), said(300)],
+        fewshot: vec![said(400)],
+    }
+}
+
+/// A context and a question of tokens that tell where they come from.
+fn said(first: u32) -> Asked {
+    Asked {
+        context: (first..first + 20).map(TokenId).collect(),
+        questions: vec![Question {
+            tokens: (first + 30..first + 40).map(TokenId).collect(),
+            scored: 3,
+        }],
     }
 }
 
@@ -70,6 +83,7 @@ fn layout(windows: usize, group: usize, mix: Option<Mix>) -> Layout {
         group,
         prefix: false,
         queries: asks(),
+        foreign: 0.0,
         mix,
     }
 }
@@ -88,6 +102,8 @@ const TEXT: Mix = Mix {
     corpus: 1.0,
     qa: 0.0,
     facts: 0.0,
+    dialogues: 0.0,
+    fewshot: 0.0,
 };
 
 #[test]
@@ -144,6 +160,7 @@ fn in_the_published_scheme_a_window_is_asked_with_the_cores_before_it() {
             windows: 2,
             group: 1,
             prefix: true,
+            foreign: 0.0,
             queries: vec![],
             mix: None,
         },
@@ -165,4 +182,46 @@ fn in_the_published_scheme_a_window_is_asked_with_the_cores_before_it() {
     );
     assert_eq!(batch.queries[1].tokens, batch.windows[1]);
     assert_eq!(batch.queries[0].tokens, batch.windows[0]);
+}
+
+#[test]
+fn a_foreign_question_is_a_negative_of_a_context_that_it_does_not_concern() {
+    let mix = Mix {
+        corpus: 0.0,
+        dialogues: 1.0,
+        ..TEXT
+    };
+    let foreign = Layout {
+        foreign: 0.5,
+        ..layout(4, 1, Some(mix))
+    };
+    let (mut own, mut other) = (0, 0);
+    for seed in 0..20 {
+        let batch = drawn(foreign.clone(), seed);
+        for query in &batch.queries {
+            let same = batch.windows[query.window][0].0 / 100 == query.tokens[0].0 / 100;
+            assert_eq!(same, query.kind == Kind::Answer);
+            assert!(same || query.kind == Kind::Negative);
+            own += usize::from(same);
+            other += usize::from(!same);
+        }
+    }
+    // Half of the draws, of which half hit the context itself and stay.
+    assert!(own > other && other > 8, "{own} {other}");
+}
+
+#[test]
+fn examples_of_a_task_are_never_asked_as_foreign_ones() {
+    let mix = Mix {
+        corpus: 0.0,
+        fewshot: 1.0,
+        ..TEXT
+    };
+    let foreign = Layout {
+        foreign: 1.0,
+        ..layout(2, 1, Some(mix))
+    };
+    let batch = drawn(foreign, 1);
+    assert_eq!(batch.queries.len(), 2);
+    assert!(batch.queries.iter().all(|query| query.kind == Kind::Answer));
 }

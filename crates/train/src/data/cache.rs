@@ -11,7 +11,7 @@ use super::{Asked, Pool, Question, Split, Told};
 use crate::files::write_whole;
 
 /// Changes with the format and with what is kept.
-const MAGIC: &[u8; 8] = b"imptok01";
+const MAGIC: &[u8; 8] = b"imptok02";
 
 /// What the file holds; `None` if it is not there or not whole.
 pub(super) fn read(path: &Path) -> Option<Pool> {
@@ -56,9 +56,17 @@ impl<I: Iterator<Item = u32>> Words<I> {
     fn split(&mut self) -> Option<Split> {
         let pieces = self.0.next()?;
         let pieces = (0..pieces).map(|_| self.tokens()).collect::<Option<_>>()?;
-        let asked = self.0.next()?;
-        let asked = (0..asked).map(|_| self.asked()).collect::<Option<_>>()?;
-        Some(Split { pieces, asked })
+        Some(Split {
+            pieces,
+            asked: self.all_asked()?,
+            dialogues: self.all_asked()?,
+            fewshot: self.all_asked()?,
+        })
+    }
+
+    fn all_asked(&mut self) -> Option<Vec<Asked>> {
+        let count = self.0.next()?;
+        (0..count).map(|_| self.asked()).collect()
     }
 
     fn asked(&mut self) -> Option<Asked> {
@@ -101,13 +109,15 @@ fn put(split: &Split, word: &mut impl FnMut(usize)) {
     for piece in &split.pieces {
         put_tokens(piece, word);
     }
-    word(split.asked.len());
-    for Asked { context, questions } in &split.asked {
-        put_tokens(context, word);
-        word(questions.len());
-        for question in questions {
-            word(question.scored);
-            put_tokens(&question.tokens, word);
+    for asked in [&split.asked, &split.dialogues, &split.fewshot] {
+        word(asked.len());
+        for Asked { context, questions } in asked {
+            put_tokens(context, word);
+            word(questions.len());
+            for question in questions {
+                word(question.scored);
+                put_tokens(&question.tokens, word);
+            }
         }
     }
 }

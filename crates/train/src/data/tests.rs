@@ -6,7 +6,7 @@ use super::{Pool, cache};
 use crate::{Error, batch::tests::format, recipe::Recipe};
 
 fn recipe() -> Recipe {
-    let text = "start = \"x\"\nlength = { steps = 1 }\nlayout = []\n[data]\nfolder = \"x\"\ncorpus = \"text.jsonl\"\nqa = \"qa.jsonl\"\nheld_out = \"eval\"\nqa_chars = [10, 200]\npiece_chars = 400\nmix = { corpus = 1 }\n";
+    let text = "start = \"x\"\nlength = { steps = 1 }\nlayout = []\n[data]\nfolder = \"x\"\ncorpus = \"text.jsonl\"\nqa = \"qa.jsonl\"\ndialogues = \"chat.jsonl\"\nfewshot = \"tasks.jsonl\"\nheld_out = \"eval\"\nqa_chars = [10, 200]\npiece_chars = 400\nmix = { corpus = 1 }\n";
     toml::from_str(text).unwrap()
 }
 
@@ -26,7 +26,31 @@ fn write(folder: &Path) {
         .map(|n| format!("{{\"context\":\"In the year {n} the mill of the village burnt down.\",\"question\":\"What burnt down in the year {n}, of all things?\",\"answers\":[\"the mill\"]}}\n"))
         .collect();
     fs::write(folder.join("qa.jsonl"), qa).unwrap();
-    let dev = "{\"context\":\"in the year 7 the mill of the village burnt down\",\"question\":\"what burnt down in the YEAR 8 of all things\"}\n";
+    // Two rows are no dialogues, one is known from an evaluation file.
+    let mut chat =
+        "{\"task\":\"other\",\"input\":\"x\"}\n{\"turns\":[{\"speaker\":\"A\",\"text\":\"hm\"}]}\n"
+            .to_owned();
+    chat.push_str("{\"turns\":[{\"speaker\":\"A\",\"text\":\"The evaluation said this before us.\"},{\"speaker\":\"B\",\"text\":\"b\"},{\"speaker\":\"A\",\"text\":\"the evaluation said this before us\"}]}\n");
+    for n in 0..300 {
+        let personas = match n % 2 {
+            0 => "",
+            _ => {
+                ",\"personas\":[[\"I keep bees and I sell their honey.\"],[\"I mend shoes for a living.\"]]"
+            }
+        };
+        chat.push_str(&format!("{{\"turns\":[{{\"speaker\":\"A\",\"text\":\"Did you see number {n} today?\"}},{{\"speaker\":\"B\",\"text\":\"No, not yet.\"}},{{\"speaker\":\"A\",\"text\":\"Oh.\"}},{{\"speaker\":\"B\",\"text\":\"Ah.\"}}]{personas}}}\n"));
+    }
+    fs::write(folder.join("chat.jsonl"), chat).unwrap();
+    let tasks: String = (0..1200)
+        .map(|n| {
+            format!(
+                "{{\"task\":\"parity\",\"input\":\"{n}\",\"output\":\"{}\"}}\n",
+                if n % 2 == 0 { "even" } else { "odd" }
+            )
+        })
+        .collect();
+    fs::write(folder.join("tasks.jsonl"), tasks).unwrap();
+    let dev = "{\"said\":\"The evaluation said this before us!\"}\n{\"context\":\"in the year 7 the mill of the village burnt down\",\"question\":\"what burnt down in the YEAR 8 of all things\"}\n";
     fs::write(folder.join("eval/dev.jsonl"), dev).unwrap();
 }
 
@@ -41,7 +65,7 @@ fn what_is_held_out_is_dropped_and_counted() {
     let pool = load(dir.path(), &dir.path().join("home")).unwrap();
     assert_eq!(
         (pool.told.rows, pool.told.malformed, pool.told.held_out),
-        (600, 0, 2)
+        (600 + 303 + 1200, 0, 3)
     );
     assert_eq!(pool.train.asked.len() + pool.validation.asked.len(), 298);
     assert!(!pool.validation.asked.is_empty() && pool.validation.pieces.len() >= 2);
@@ -116,4 +140,59 @@ fn an_evaluation_file_is_not_trained_on() {
     .unwrap();
     let error = load(dir.path(), &dir.path().join("home")).unwrap_err();
     assert!(matches!(error, Error::HeldOut { .. }), "{error}");
+}
+
+#[test]
+fn of_a_dialogue_what_comes_later_is_wanted_and_of_a_persona_what_its_speaker_says() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path());
+    let pool = load(dir.path(), &dir.path().join("home")).unwrap();
+    let text = format(64, 24).text;
+    let all: Vec<_> = [&pool.train, &pool.validation]
+        .iter()
+        .flat_map(|split| &split.dialogues)
+        .collect();
+    let (mut personas, mut earlier) = (0, 0);
+    for asked in &all {
+        assert!(asked.context.len() < 64);
+        let told = text.decode(&asked.context).unwrap();
+        for question in &asked.questions {
+            let said = text.decode(&question.tokens).unwrap();
+            let from = question.tokens.len() - question.scored;
+            let reply = text.decode(&question.tokens[from..]).unwrap();
+            assert!(reply.starts_with(' ') && reply.ends_with('\n'), "{reply:?}");
+            assert!(!told.contains(reply.trim()), "{told:?} {reply:?}");
+            if told.contains("bees") {
+                assert!(said.contains("A:"), "{said:?}");
+                assert_eq!(reply, " Oh.\n");
+                personas += 1;
+            } else if told.contains("shoes") {
+                assert_eq!(reply, " Ah.\n");
+                personas += 1;
+            } else {
+                earlier += 1;
+            }
+        }
+    }
+    assert!(personas > 50 && earlier > 50, "{personas} {earlier}");
+}
+
+#[test]
+fn examples_that_are_told_are_not_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path());
+    let pool = load(dir.path(), &dir.path().join("home")).unwrap();
+    let text = format(64, 24).text;
+    assert!(!pool.train.fewshot.is_empty() && !pool.validation.fewshot.is_empty());
+    for asked in &pool.train.fewshot {
+        let told = text.decode(&asked.context).unwrap();
+        for question in &asked.questions {
+            let said = text.decode(&question.tokens).unwrap();
+            let input = said.split('\n').next().unwrap();
+            assert!(
+                input.starts_with("Q: ") && !told.contains(&format!("{input}\n")),
+                "{told:?} {said:?}"
+            );
+        }
+    }
 }
