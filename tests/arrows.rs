@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Each room with the rooms that it may use. `testkit` may be used in the tests of any but its own.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("imprint-proto", &[]),
     ("kernels", &[]),
+    ("relevance", &[]),
     ("store", &[]),
     ("testkit", &[]),
     ("xtask", &[]),
@@ -20,13 +21,17 @@ const ARROWS: [(&str, &[&str]); 13] = [
         &["engine", "lm", "generator", "kernels", "imprint-client"],
     ),
     ("train", &["lm", "generator", "kernels"]),
-    ("eval", &["engine", "lm", "generator", "kernels"]),
+    (
+        "eval",
+        &["engine", "lm", "generator", "kernels", "relevance"],
+    ),
     // Of the rooms below the engine only lm, and of it only `lm::text`; `client`, `bench`, `train` and `eval` are main.rs's.
     (
         "server",
         &[
             "engine",
             "lm",
+            "relevance",
             "store",
             "imprint-proto",
             "imprint-client",

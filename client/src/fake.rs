@@ -602,6 +602,7 @@ impl generation_service_server::GenerationService for Fake {
             })
         });
         let finished = v1::GenerateFinished {
+            adapter_scale: 1.0,
             finish_reason: v1::FinishReason::Stop.into(),
             usage: Some(v1::Usage {
                 prompt_tokens: u32::try_from(words(&asked)).unwrap(),
@@ -660,6 +661,7 @@ impl generation_service_server::GenerationService for Fake {
         Ok(Response::new(v1::ScoreResponse {
             scores: scores.collect(),
             adapter_version: session.adapter_version,
+            adapter_scale: 1.0,
             prompt_tokens: u32::try_from(words(&asked)).unwrap(),
         }))
     }

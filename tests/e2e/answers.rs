@@ -529,6 +529,108 @@ async fn the_strength_of_an_imprint_is_chosen_by_the_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_question_gets_the_imprint_as_far_as_it_concerns_what_was_told() {
+    let world = World::tiny().await;
+    let session = world.session().await;
+    // Words that are cut between chunks, and a last one that nothing has ended yet.
+    let mut ingest = world.ingest(&session).await;
+    for (seq, text) in (1..).zip([
+        "The mil",
+        "l at Hollow Cre",
+        "ek burnt dow",
+        "n in spring",
+        ". Ask Brandt",
+    ]) {
+        ingest.chunk(chunk(seq, text)).await.unwrap();
+    }
+    ingest.finish().await.unwrap().unwrap();
+    let strength = async |session: &str, asked: &str, scale: Option<f32>| {
+        let message = v1::ChatMessage {
+            role: "user".to_owned(),
+            content: asked.to_owned(),
+        };
+        let chat = v1::ChatMessages {
+            messages: vec![message],
+        };
+        let request = |session: &str| v1::GenerateRequest {
+            adapter: Some(v1::AdapterSelection {
+                session_id: session.to_owned(),
+                adapter_scale: scale,
+                ..v1::AdapterSelection::default()
+            }),
+            prompt: Some(v1::Prompt {
+                form: Some(Form::Chat(chat.clone())),
+            }),
+            logprobs: true,
+            ..ask("", 4)
+        };
+        let answer = world.generate(request(session)).await.unwrap();
+        let bare = world.generate(request("")).await.unwrap();
+        assert_eq!(bare.finished.adapter_scale, 0.0);
+        let scale = answer.finished.adapter_scale;
+        assert_eq!(answer.logprobs == bare.logprobs, scale == 0.0, "{asked}");
+        scale
+    };
+    assert_eq!(
+        strength(&session, "When did the mill burn?", None).await,
+        1.0
+    );
+    assert_eq!(strength(&session, "Who is Brandt?", None).await, 1.0);
+    assert_eq!(
+        strength(&session, "Who reigns in Portugal?", None).await,
+        0.0
+    );
+    assert_eq!(
+        strength(&session, "Who reigns in Portugal?", Some(0.5)).await,
+        0.5
+    );
+    assert_eq!(
+        strength(&session, "What do you know about me?", None).await,
+        1.0
+    );
+
+    // A prompt that is no question gets all of it, and a score says the same.
+    let score = v1::ScoreRequest {
+        adapter: adapter(&session),
+        prompt: prompt("Who reigns in Portugal?"),
+        continuations: vec![v1::Continuation {
+            form: Some(continuation::Form::Text("x".to_owned())),
+        }],
+        ..v1::ScoreRequest::default()
+    };
+    assert_eq!(world.score(score).await.unwrap().adapter_scale, 1.0);
+
+    // A copy knows what its original knew, and goes its own way.
+    let copy = v1::ForkSessionRequest {
+        session_id: session.clone(),
+        ..v1::ForkSessionRequest::default()
+    };
+    let copy = world.sessions().fork_session(copy).await.unwrap();
+    let copy = copy.into_inner().session.unwrap().session_id;
+    let mut ingest = world.ingest(&copy).await;
+    let other = v1::IngestChunk {
+        document_id: "other".to_owned(),
+        ..chunk(6, "In Portugal a republic reigns.")
+    };
+    ingest.chunk(other).await.unwrap();
+    ingest.finish().await.unwrap().unwrap();
+    assert_eq!(strength(&copy, "Who reigns in Portugal?", None).await, 1.0);
+    assert_eq!(strength(&copy, "When did the mill burn?", None).await, 1.0);
+    assert_eq!(
+        strength(&session, "Who reigns in Portugal?", None).await,
+        0.0
+    );
+
+    // What is forgotten is not meant any more.
+    let forgotten = v1::ForgetDocumentRequest {
+        session_id: copy.clone(),
+        document_id: "other".to_owned(),
+    };
+    world.sessions().forget_document(forgotten).await.unwrap();
+    assert_eq!(strength(&copy, "Who reigns in Portugal?", None).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_reads_too_late_learns_that_its_answer_is_cut_short() {
     let world = World::tiny().await;
     let mut request = tonic::Request::new(v1::GenerateRequest {

@@ -36,6 +36,8 @@ pub(crate) struct Model<'a> {
 /// Questions that share the beginning of their prompt, and the imprint that the model runs with.
 pub(crate) struct Group<'a> {
     pub(crate) core: Option<&'a Core>,
+    /// Strength of the core.
+    pub(crate) scale: f32,
     pub(crate) prefix: Vec<TokenId>,
     pub(crate) asks: Vec<Ask<'a>>,
 }
@@ -93,6 +95,7 @@ struct Sequence<'a> {
     wanted: usize,
     blocks: &'a [u32],
     core: Option<&'a Core>,
+    scale: f32,
     time: Duration,
 }
 
@@ -199,6 +202,7 @@ impl<'a> Model<'a> {
                 wanted: usize::MAX,
                 blocks: shared,
                 core: group.core,
+                scale: group.scale,
                 time: Duration::ZERO,
             })
             .collect();
@@ -229,6 +233,7 @@ impl<'a> Model<'a> {
                 wanted: prompt - 1 - offset,
                 blocks: table,
                 core: group.core,
+                scale: group.scale,
                 time: Duration::ZERO,
             });
         }
@@ -299,6 +304,7 @@ impl<'a> Model<'a> {
                     wanted: 0,
                     blocks: &tables[index],
                     core: group.core,
+                    scale: group.scale,
                     time: Duration::ZERO,
                 });
             }
@@ -360,6 +366,7 @@ impl<'a> Model<'a> {
                     wanted: 0,
                     blocks: &tables[index],
                     core: asks[index].0.core,
+                    scale: asks[index].0.scale,
                     time: Duration::ZERO,
                 })
                 .collect();
@@ -414,7 +421,7 @@ impl<'a> Model<'a> {
                         position: sequence.offset + sequence.fed,
                         blocks: sequence.blocks,
                         core: sequence.core,
-                        scale: 1.0,
+                        scale: sequence.scale,
                         window: None,
                         lookahead: None,
                         logits: rows,

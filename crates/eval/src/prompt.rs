@@ -8,6 +8,7 @@ use lm::{
     Lm, TokenId,
     text::{Message, Text},
 };
+use relevance::Asked;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -110,6 +111,15 @@ impl<'a> Prompts<'a> {
             Form::Plain => self.tokens(&self.asked(question)),
             Form::Chat => Ok(self.chat(&[], question)?.1),
         }
+    }
+
+    /// What such a prompt asks, to be held against what was told.
+    pub(crate) fn asks(&self, question: &str) -> Asked {
+        let label = match self.form {
+            Form::Plain => Some(self.format.as_str()),
+            Form::Chat => None,
+        };
+        Asked::new([question].into_iter(), label)
     }
 
     /// An answer behind that prompt, with its end.

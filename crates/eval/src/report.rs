@@ -151,6 +151,9 @@ pub struct Answer {
     pub choice: Option<f64>,
     /// 1 if it is the bare model's answer, letter by letter.
     pub kept: Option<f64>,
+    /// Strength that the imprint had.
+    #[serde(default)]
+    pub strength: Option<f32>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Those of them that are context.
@@ -205,6 +208,9 @@ pub struct Figures {
     pub kl_to_bare: Option<f64>,
     /// Share of greedy answers that are the bare model's.
     pub kept: Option<f64>,
+    /// Mean strength of the imprint.
+    #[serde(default)]
+    pub strength: Option<f64>,
     /// Mean tokens of a prompt.
     pub prompt_tokens: f64,
     /// Mean operations of answering a question.
@@ -497,6 +503,7 @@ fn figures(examples: &[&Example], methods: &[Method], seed: u64) -> BTreeMap<Str
                 }),
                 kl_to_bare: over(kl, float(kl_tokens)),
                 kept: some(&|answer| answer.kept),
+                strength: some(&|answer| answer.strength.map(f64::from)),
                 prompt_tokens: mean(&|answer| float(answer.prompt_tokens)),
                 query_flops: mean(&|answer| answer.query_flops),
                 context_flops: mean(&|answer| answer.context_flops),

@@ -13,6 +13,7 @@ use std::{
 use generator::Core;
 use indicatif::{ProgressBar, ProgressStyle};
 use lm::{Lm, LoadOptions, TokenId, text::Text};
+use relevance::Spoken;
 
 use crate::{
     Error, Form, Method, Task, bm25,
@@ -78,6 +79,10 @@ pub struct Args {
     /// How questions are put
     #[arg(long, value_name = "FORM", default_value = "plain")]
     pub form: Form,
+    /// Give imprints their full strength whatever a question says. By default they get the strength with which it means them, as
+    /// when serving
+    #[arg(long)]
+    pub full_strength: bool,
     /// The share of malformed rows that is put up with, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
     pub max_malformed: f64,
@@ -172,6 +177,7 @@ pub fn evaluate(args: &Args, lm: &Lm, text: &Text) -> Result<Report, Error> {
         costs: Costs::new(lm),
         prompts: &prompts,
         methods: &methods,
+        full_strength: args.full_strength,
     };
     let bar = ProgressBar::new(cases.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} cases, {eta} left") {
@@ -297,6 +303,8 @@ struct Place {
     prompt_tokens: usize,
     context_tokens: usize,
     prefix_tokens: usize,
+    /// Strength of the imprint, under a method that has one.
+    strength: Option<f32>,
 }
 
 /// Questions that are asked together.
@@ -313,6 +321,8 @@ struct Chunk<'a> {
     foreign: Vec<Option<usize>>,
     /// Of each case's own context, and how long it took; empty where no method needs one.
     cores: Vec<(Core, Duration)>,
+    /// What each case's documents speak of.
+    spoken: Vec<Vec<Spoken>>,
 }
 
 impl Chunk<'_> {
@@ -333,6 +343,7 @@ struct Judge<'a> {
     costs: Costs,
     prompts: &'a Prompts<'a>,
     methods: &'a [Method],
+    full_strength: bool,
 }
 
 impl Judge<'_> {
@@ -345,6 +356,13 @@ impl Judge<'_> {
                 .map(|index| tasks::foreign(index, &contexts))
                 .collect(),
             cores: self.cores(cases)?,
+            spoken: cases
+                .iter()
+                .map(|case| {
+                    let texts = case.context.iter().map(|document| &document.text);
+                    texts.map(|text| Spoken::of(text)).collect()
+                })
+                .collect(),
         };
         let mut examples: Vec<Vec<Example>> = Vec::with_capacity(cases.len());
         for (index, case) in cases.iter().enumerate() {
@@ -395,12 +413,14 @@ impl Judge<'_> {
         let mut batch = Batch::default();
         for method in methods {
             for (index, case) in chunk.cases.iter().enumerate() {
-                let core = match method.imprint().map(|whose| chunk.whose(index, whose)) {
-                    None => None,
+                let imprint = match method.imprint().map(|whose| chunk.whose(index, whose)) {
                     // There is no foreign context.
                     Some(None) => continue,
-                    Some(Some(other)) => chunk.cores.get(other).map(|(core, _)| core),
+                    imprint => imprint.flatten(),
                 };
+                let core = imprint
+                    .and_then(|other| chunk.cores.get(other))
+                    .map(|(core, _)| core);
                 let told = match method.prompted() {
                     Prompted::Context(whose) => match chunk.whose(index, whose) {
                         None => continue,
@@ -426,16 +446,28 @@ impl Judge<'_> {
                         prompt_tokens: prefix.len() + tail.len(),
                         context_tokens,
                         prefix_tokens: prefix.len(),
+                        strength: None,
                     };
+                    let scale = match (imprint, &question.asked) {
+                        (Some(other), Some(asked)) if !self.full_strength => {
+                            relevance::strength(chunk.spoken[other].iter(), asked)
+                        }
+                        _ => 1.0,
+                    };
+                    place.strength = imprint.map(|_| scale);
                     // What begins alike is read once, by whichever methods.
-                    let alike =
-                        |group: &Group<'_>| same_core(group.core, core) && group.prefix == prefix;
+                    let alike = |group: &Group<'_>| {
+                        same_core(group.core, core)
+                            && group.scale.to_bits() == scale.to_bits()
+                            && group.prefix == prefix
+                    };
                     let found = batch.groups.iter().rposition(alike);
                     place.group = match found.filter(|_| !prefix.is_empty()) {
                         Some(group) => group,
                         None => {
                             batch.groups.push(Group {
                                 core,
+                                scale,
                                 prefix,
                                 asks: Vec::new(),
                             });
@@ -590,6 +622,7 @@ impl Judge<'_> {
             prompt_tokens: place.prompt_tokens,
             context_tokens: place.context_tokens,
             query_seconds: heard.time.as_secs_f64(),
+            strength: place.strength,
             ..Answer::default()
         };
         if question.max_tokens > 0 {

@@ -76,12 +76,15 @@ impl GenerationService for Service {
         let ask = self.checked(bytes, |shared| ask::generate(shared, request));
         let ask = ask.await?;
         let user = ask::adapter(&self.0, &tenant, &ask.adapter, deadline).await?;
+        let scale = ask
+            .adapter
+            .strength(user.as_ref(), ask.prompt.asked.as_ref());
         let request = self.0.request_id();
         let command = Command::Generate {
             request,
             session: user.as_ref().map(|user| user.session().id),
-            adapter_scale: ask.adapter.scale,
-            prompt: ask.prompt,
+            adapter_scale: scale,
+            prompt: ask.prompt.tokens,
             max_tokens: ask.max_tokens,
             sampling: ask.sampling,
             eos: self.0.engine.model().eos.clone(),
@@ -103,6 +106,7 @@ impl GenerationService for Service {
             deadline,
             waited,
             logprobs: ask.logprobs,
+            scale: used(scale, user.as_ref()),
             guards: (place, user),
         };
         tokio::spawn(run.run(replies, Stops::new(ask.stop), last));
@@ -122,12 +126,16 @@ impl GenerationService for Service {
             .checked(bytes, |shared| ask::score(shared, request))
             .await?;
         let user = ask::adapter(&self.0, &tenant, &ask.adapter, deadline).await?;
+        let scale = ask
+            .adapter
+            .strength(user.as_ref(), ask.prompt.asked.as_ref());
+        let adapter_scale = used(scale, user.as_ref());
         let request = self.0.request_id();
         let command = Command::Score {
             request,
             session: user.as_ref().map(|user| user.session().id),
-            adapter_scale: ask.adapter.scale,
-            prompt: ask.prompt,
+            adapter_scale: scale,
+            prompt: ask.prompt.tokens,
             continuations: ask.continuations,
         };
         let mut replies = self.0.engine.request(command, 1).await?;
@@ -170,8 +178,14 @@ impl GenerationService for Service {
             scores,
             adapter_version: version.0,
             prompt_tokens,
+            adapter_scale,
         }))
     }
+}
+
+/// The strength that an imprint has: none without a session.
+fn used(scale: f32, user: Option<&User>) -> f32 {
+    if user.is_some() { scale } else { 0.0 }
 }
 
 /// Cancels the request unless it has ended: a client that goes away drops the call's future.
@@ -219,6 +233,8 @@ struct Run {
     /// From arrival to the engine.
     waited: Duration,
     logprobs: bool,
+    /// Strength of the imprint.
+    scale: f32,
     /// Held to the end: the place among the running requests, and the session.
     guards: (Place, Option<User>),
 }
@@ -321,7 +337,7 @@ impl Run {
                         &mut delta.text,
                     )?;
                     let reason = stopped.then_some(v1::FinishReason::Stop);
-                    Some(finished(event, reason, drawn, self.waited)?)
+                    Some(finished(event, reason, drawn, self.waited, self.scale)?)
                 }
                 Some(Step::Reply(reply)) => {
                     self.deliver(delta).await?;
@@ -369,7 +385,7 @@ impl Run {
                 match replies.recv().await {
                     Some(Reply::Event(Event::Token { .. })) => {}
                     Some(Reply::Event(event @ Event::Finished { .. })) => {
-                        return finished(event, Some(reason), drawn, self.waited);
+                        return finished(event, Some(reason), drawn, self.waited, self.scale);
                     }
                     other => return Err(unexpected(other)),
                 }
@@ -432,6 +448,7 @@ fn finished(
     reason: Option<v1::FinishReason>,
     drawn: u32,
     waited: Duration,
+    scale: f32,
 ) -> Result<v1::GenerateFinished, Error> {
     let Event::Finished {
         reason: ended,
@@ -465,5 +482,6 @@ fn finished(
             prefill: Some(duration(timings.prefill)),
             decode: Some(duration(timings.decode)),
         }),
+        adapter_scale: scale,
     })
 }

@@ -15,6 +15,7 @@ use std::{
 
 use engine::{Command, DocumentId, Seq, SessionId, Strategy, TokenId};
 use lm::text::{DocumentTokenizer, Text};
+use relevance::{Asked, Spoken};
 use store::Store;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 
@@ -103,6 +104,8 @@ pub struct Document {
     pub first_seq: u64,
     /// The last `seq` that spoke of it.
     pub last_seq: u64,
+    /// What it speaks of.
+    pub spoken: Arc<Spoken>,
 }
 
 /// What a session works with.
@@ -274,6 +277,13 @@ impl Session {
     #[must_use]
     pub fn documents(&self) -> Vec<Document> {
         locked(&self.documents).clone()
+    }
+
+    /// How far the session's imprint is meant by a prompt, from 0 to 1.
+    #[must_use]
+    pub fn strength(&self, asked: &Asked) -> f32 {
+        let documents = locked(&self.documents);
+        relevance::strength(documents.iter().map(|document| &*document.spoken), asked)
     }
 
     /// How many documents are not forgotten.

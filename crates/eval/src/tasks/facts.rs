@@ -111,6 +111,7 @@ fn case(
                 format!("{count} facts, {distance} tokens before")
             },
             x: Some(count as f64),
+            asked: None,
             body: prompts.tokens(&prompt)?,
             shown: prompt.clone(),
             query: Some(prompt),

@@ -152,6 +152,7 @@ fn question(row: &Row, id: String, shots: usize, prompts: &Prompts<'_>) -> Resul
         x: Some(shots as f64),
         shown: row.input.trim().to_owned(),
         query: Some(row.input.clone()),
+        asked: Some(prompts.asks(&row.input)),
         body: prompts.question(&row.input)?,
         references: vec![row.output.clone()],
         answer: prompts.answer(&row.output)?,

@@ -198,6 +198,7 @@ fn question(
         x,
         shown: row.question.trim().to_owned(),
         query: Some(row.question.clone()),
+        asked: Some(prompts.asks(&row.question)),
         body: prompts.question(&row.question)?,
         references: row.answers.clone(),
         answer: prompts.answer(answer)?,

@@ -127,6 +127,7 @@ fn span(
         x: Some(length as f64),
         shown: prompts.text(tokens)?,
         query: None,
+        asked: None,
         body: given.to_vec(),
         references: Vec::new(),
         answer: scored.to_vec(),

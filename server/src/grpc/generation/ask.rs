@@ -10,6 +10,7 @@ use std::{
 use engine::{Sampling, TokenId};
 use imprint_proto::v1::{self, continuation, prompt::Form};
 use lm::text::Message;
+use relevance::Asked;
 
 use super::super::{Shared, at};
 use crate::{
@@ -39,13 +40,41 @@ pub(super) struct Adapter {
     session: String,
     min_seq: u64,
     min_version: u64,
-    pub(super) scale: f32,
+    /// None: how far the prompt concerns what was told.
+    scale: Option<f32>,
+}
+
+impl Adapter {
+    /// Strength of the session's imprint for a prompt.
+    pub(super) fn strength(&self, user: Option<&User>, asked: Option<&Asked>) -> f32 {
+        match (self.scale, user, asked) {
+            (Some(scale), _, _) => scale,
+            (None, Some(user), Some(asked)) => user.session().strength(asked),
+            (None, _, _) => 1.0,
+        }
+    }
+}
+
+/// A prompt's tokens, and what it asks if it is a question or a chat.
+#[derive(Default)]
+pub(super) struct Prompt {
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) asked: Option<Asked>,
+}
+
+impl From<Vec<TokenId>> for Prompt {
+    fn from(tokens: Vec<TokenId>) -> Self {
+        Self {
+            tokens,
+            asked: None,
+        }
+    }
 }
 
 /// A checked request for a continuation.
 pub(super) struct Generate {
     pub(super) adapter: Adapter,
-    pub(super) prompt: Vec<TokenId>,
+    pub(super) prompt: Prompt,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
     pub(super) max_tokens: usize,
@@ -55,7 +84,7 @@ pub(super) struct Generate {
 /// A checked request for scores.
 pub(super) struct Score {
     pub(super) adapter: Adapter,
-    pub(super) prompt: Vec<TokenId>,
+    pub(super) prompt: Prompt,
     pub(super) continuations: Vec<Vec<TokenId>>,
 }
 
@@ -281,13 +310,10 @@ fn bounded(check: &mut Check, field: &str, bytes: usize, limit: usize) -> bool {
 
 fn adapter_of(check: &mut Check, adapter: Option<v1::AdapterSelection>) -> Adapter {
     let adapter = adapter.unwrap_or_default();
-    let scale = check.number(
-        "adapter.adapter_scale",
-        adapter.adapter_scale,
-        1.0,
-        "from 0 to 8",
-        |v| (0.0..=SCALE).contains(&v),
-    );
+    let scale = adapter.adapter_scale;
+    check.number("adapter.adapter_scale", scale, 1.0, "from 0 to 8", |v| {
+        (0.0..=SCALE).contains(&v)
+    });
     if adapter.session_id.is_empty()
         && (adapter.min_applied_seq > 0 || adapter.min_adapter_version > 0)
     {
@@ -301,26 +327,23 @@ fn adapter_of(check: &mut Check, adapter: Option<v1::AdapterSelection>) -> Adapt
     }
 }
 
-fn prompt(
-    shared: &Shared,
-    check: &mut Check,
-    prompt: Option<v1::Prompt>,
-) -> Result<Vec<TokenId>, Error> {
+fn prompt(shared: &Shared, check: &mut Check, prompt: Option<v1::Prompt>) -> Result<Prompt, Error> {
     let limit = shared.prompt_bytes;
     let Some(form) = prompt.and_then(|prompt| prompt.form) else {
         check.wrong("prompt.form", "is required");
-        return Ok(Vec::new());
+        return Ok(Prompt::default());
     };
     let bos = || Shared::bos(&shared.engine, &shared.text);
     match form {
         Form::Text(text) => {
             if !bounded(check, "prompt.text", text.len(), limit) {
-                return Ok(Vec::new());
+                return Ok(Prompt::default());
             }
-            Ok(bos()
+            let tokens: Vec<_> = bos()
                 .into_iter()
                 .chain(shared.text.encode(&text)?)
-                .collect())
+                .collect();
+            Ok(tokens.into())
         }
         Form::TokenIds(ids) => {
             if !bounded(
@@ -329,13 +352,10 @@ fn prompt(
                 ids.ids.len().saturating_mul(4),
                 limit,
             ) {
-                return Ok(Vec::new());
+                return Ok(Prompt::default());
             }
-            check.tokens(checked(
-                "prompt.token_ids",
-                &ids.ids,
-                shared.engine.model().vocab,
-            ))
+            let tokens = checked("prompt.token_ids", &ids.ids, shared.engine.model().vocab);
+            Ok(check.tokens(tokens)?.into())
         }
         Form::Chat(chat) => {
             let bytes: usize = chat
@@ -344,7 +364,7 @@ fn prompt(
                 .map(|message| message.role.len() + message.content.len())
                 .sum();
             if !bounded(check, "prompt.chat.messages", bytes, limit) {
-                return Ok(Vec::new());
+                return Ok(Prompt::default());
             }
             let messages = chat.messages.into_iter();
             let messages: Vec<_> = messages
@@ -353,11 +373,18 @@ fn prompt(
                     content: message.content,
                 })
                 .collect();
-            Ok(shared.text.encode_chat(&messages)?)
+            let said = messages.iter().filter(|message| message.role == "user");
+            Ok(Prompt {
+                asked: Some(Asked::new(
+                    said.map(|message| message.content.as_str()),
+                    None,
+                )),
+                tokens: shared.text.encode_chat(&messages)?,
+            })
         }
         Form::Question(question) => {
             if !bounded(check, "prompt.question", question.len(), limit) {
-                return Ok(Vec::new());
+                return Ok(Prompt::default());
             }
             let generator = shared.engine.model().generator.as_ref();
             let format = generator
@@ -365,10 +392,13 @@ fn prompt(
                 .ok_or(Error::NoPromptFormat)?;
             // What a user says holds no special tokens.
             let text = format.replace("{question}", &question);
-            Ok(bos()
-                .into_iter()
-                .chain(shared.text.encode_plain(&text)?)
-                .collect())
+            Ok(Prompt {
+                asked: Some(Asked::new([question.as_str()].into_iter(), Some(format))),
+                tokens: bos()
+                    .into_iter()
+                    .chain(shared.text.encode_plain(&text)?)
+                    .collect(),
+            })
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use engine::{Command, DocumentId, Seq, SessionError, Strategy, TokenId};
 use lm::text::{DocumentTokenizer, Text};
+use relevance::{Heard, Listener};
 use store::{Appended, Chunk, Content, Place};
 
 use super::{Document, INLINE_BYTES, Open, Rules, Session, Writer, locked, taken};
@@ -25,6 +26,8 @@ struct Plan {
     tokenizer: Option<DocumentTokenizer>,
     /// The most tokens that are still held back, with the document's suffix: one for each byte.
     held: usize,
+    /// What the chunk speaks of.
+    heard: Heard,
 }
 
 impl Plan {
@@ -105,14 +108,26 @@ impl Session {
             }));
         }
         let tokenizer = writer.open.as_ref().and_then(|open| open.tokenizer.clone());
+        let listener = match locked(&self.documents).last() {
+            Some(open) if !place.begins => open.spoken.listener(),
+            Some(_) | None => Listener::default(),
+        };
         let held = tokenizer.as_ref().map_or(0, DocumentTokenizer::held_bytes);
         let first = writer.next_document == 0;
         let plan = if chunk.content.bytes() + held <= INLINE_BYTES {
-            plan(tokenizer, first, rules, &self.rooms.text, chunk, place)?
+            plan(
+                tokenizer,
+                listener,
+                first,
+                rules,
+                &self.rooms.text,
+                chunk,
+                place,
+            )?
         } else {
             let (rules, text) = (Arc::clone(rules), self.rooms.text.clone());
             let (chunk, place) = (chunk.clone(), place.clone());
-            let work = move || plan(tokenizer, first, &rules, &text, &chunk, &place);
+            let work = move || plan(tokenizer, listener, first, &rules, &text, &chunk, &place);
             tokio::task::spawn_blocking(work)
                 .await
                 .map_err(|_| Error::Internal("tokenising panicked"))??
@@ -216,6 +231,7 @@ impl Session {
                 complete: false,
                 first_seq: seq,
                 last_seq: seq,
+                spoken: Arc::default(),
             });
         }
         writer.accepted = seq;
@@ -225,6 +241,7 @@ impl Session {
         };
         open.tokens += plan.tokens.len();
         if let Some(last) = documents.last_mut() {
+            Arc::make_mut(&mut last.spoken).add(plan.heard);
             last.tokens = open.tokens;
             last.complete = end;
             last.last_seq = seq;
@@ -269,6 +286,7 @@ fn field(content: &Content) -> &'static str {
 /// Tokenises a chunk behind what its document holds so far. `first` says that nothing came before it in the session.
 fn plan(
     tokenizer: Option<DocumentTokenizer>,
+    listener: Listener,
     first: bool,
     rules: &Rules,
     text: &Text,
@@ -295,6 +313,14 @@ fn plan(
         (Content::Text(_), None) => {}
         (Content::Ids(ids), _) => tokens.extend(checked("chunk.token_ids", ids, rules.vocab)?),
     }
+    let heard = match &chunk.content {
+        Content::Text(text) => listener.hear(text),
+        // Ids that the tokenizer does not know have no text.
+        Content::Ids(ids) => {
+            let ids: Vec<TokenId> = ids.iter().copied().map(TokenId).collect();
+            listener.hear(&text.decode(&ids).unwrap_or_default())
+        }
+    };
     let mut held = 0;
     if chunk.end_of_document {
         if let Some(tokenizer) = tokenizer.take() {
@@ -308,6 +334,7 @@ fn plan(
         tokens,
         tokenizer,
         held,
+        heard,
     })
 }
 

@@ -1,0 +1,107 @@
+//! What concerns a text, and what does not.
+
+use proptest::prelude::*;
+
+use super::{Asked, Listener, Spoken, WINDOW, strength};
+
+const MILL: &str = "The old mill at Hollow Creek burnt down in 1907, and the miller Ansel Brandt rebuilt it of stone.";
+
+fn of(told: &[&str], question: &str) -> f32 {
+    let told: Vec<Spoken> = told.iter().map(|text| Spoken::of(text)).collect();
+    strength(
+        told.iter(),
+        &Asked::new([question].into_iter(), Some("Answer:")),
+    )
+}
+
+#[test]
+fn a_question_about_the_text_gets_all_of_the_imprint_and_another_none() {
+    assert_eq!(of(&[MILL], "Who rebuilt the mill at Hollow Creek?"), 1.0);
+    assert_eq!(of(&[MILL], "When did the mills burn?"), 1.0);
+    assert_eq!(of(&[MILL], "What is the capital of Portugal?"), 0.0);
+    assert_eq!(of(&[], "Who rebuilt the mill?"), 0.0);
+    // A quarter of the words: half of the way from 0.1 to 0.4.
+    let half = of(&[MILL], "Does Portugal mine copper near Brandt?");
+    assert!((half - 0.5).abs() < 1e-6, "{half}");
+}
+
+#[test]
+fn a_question_that_names_nothing_gets_all_of_it() {
+    for question in [
+        "What do you know about me?",
+        "Summarize what I told you.",
+        "Hi",
+        "?",
+    ] {
+        assert_eq!(of(&[MILL], question), 1.0, "{question}");
+    }
+}
+
+#[test]
+fn words_count_together_only_if_one_window_speaks_of_them() {
+    let filler = "word ".repeat(2 * WINDOW);
+    let apart = format!("{MILL} {filler} Lisbon and copper and zinc and tin.");
+    let question = "mill Lisbon copper zinc tin lead gold silver";
+    assert!((of(&[&apart], question) - of(&["Lisbon copper zinc tin"], question)).abs() < 1e-6);
+    assert_eq!(of(&["nothing", MILL], "Ansel Brandt"), 1.0);
+}
+
+#[test]
+fn a_form_that_the_text_uses_gets_all_of_it() {
+    let shots = "Question: is 4 even?\nAnswer: yes\n\nQuestion: is 7 even?\nAnswer: no\n";
+    assert_eq!(of(&[shots], "zebra crossings"), 1.0);
+    assert_eq!(
+        of(
+            &["He said: the Answer: is no label here"],
+            "zebra crossings"
+        ),
+        0.0
+    );
+}
+
+#[test]
+fn of_a_conversation_the_newest_messages_count() {
+    let told = [Spoken::of(MILL)];
+    let of = |messages: &[&str]| strength(told.iter(), &Asked::new(messages.iter().copied(), None));
+    assert_eq!(of(&["Who was Ansel Brandt?", "Did he marry?"]), 1.0);
+    assert_eq!(of(&["Did he marry in Portugal?"]), 0.0);
+    let later = ["Portugal?", "Spain?", "France?", "Italy?"];
+    let long: Vec<&str> = ["Who was Ansel Brandt?"].into_iter().chain(later).collect();
+    assert_eq!(of(&long), 0.0);
+}
+
+#[test]
+fn letters_without_spaces_are_words() {
+    assert_eq!(of(&["東京は日本の首都です。"], "日本の首都は?"), 1.0);
+    assert_eq!(of(&["東京は日本の首都です。"], "猫肉魚犬鳥"), 0.0);
+}
+
+#[test]
+fn what_a_document_takes_is_bounded_by_its_words() {
+    let text: String = (0..2000).map(|n| format!("label{n}: {n}x\n")).collect();
+    let spoken = Spoken::of(&text);
+    let kept: usize = spoken.full.iter().map(|window| window.len()).sum();
+    assert!(kept + spoken.open.len() <= 4000);
+    assert_eq!(spoken.labels.len(), super::LABELS);
+    let heard = Listener::default().hear(&"a".repeat(100_000));
+    assert!(heard.words.is_empty() && format!("{heard:?}").len() < 400);
+}
+
+proptest! {
+    /// However a text is cut, it speaks of the same.
+    #[test]
+    fn pieces_say_what_the_whole_says(text in "[a-zA-Z0-9:\n 東]{0,120}", cuts in prop::collection::vec(0usize..120, 0..6)) {
+        let mut bounds: Vec<usize> = cuts
+            .into_iter()
+            .filter(|&cut| text.is_char_boundary(cut.min(text.len())))
+            .map(|cut| cut.min(text.len()))
+            .collect();
+        bounds.extend([0, text.len()]);
+        bounds.sort_unstable();
+        let mut spoken = Spoken::default();
+        for pair in bounds.windows(2) {
+            spoken.add(spoken.listener().hear(&text[pair[0]..pair[1]]));
+        }
+        prop_assert_eq!(spoken, Spoken::of(&text));
+    }
+}
