@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Each room with the rooms that it may use. `testkit` may be used in the tests of any but its own.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("imprint-proto", &[]),
     ("kernels", &[]),
     ("relevance", &[]),
+    ("rows", &[]),
     ("store", &[]),
     ("testkit", &[]),
     ("xtask", &[]),
@@ -20,11 +21,11 @@ const ARROWS: [(&str, &[&str]); 14] = [
         "bench",
         &["engine", "lm", "generator", "kernels", "imprint-client"],
     ),
-    ("train", &["lm", "generator", "kernels"]),
     (
         "eval",
-        &["engine", "lm", "generator", "kernels", "relevance"],
+        &["engine", "lm", "generator", "kernels", "relevance", "rows"],
     ),
+    ("train", &["lm", "generator", "kernels", "rows"]),
     // Of the rooms below the engine only lm, and of it only `lm::text`; `client`, `bench`, `train` and `eval` are main.rs's.
     (
         "server",

@@ -14,33 +14,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// A file is not made of JSON lines, compressed or not.
-    #[error("{} does not hold JSON lines: {detail}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        detail: String,
-    },
-    /// A file's rows are of another task, or too many of them are malformed.
-    #[error(
-        "{}: {malformed} of {lines} rows are no rows of this task, and a share of {threshold} is allowed; the first is line {line}: {detail}",
-        path.display()
-    )]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Rows that are not of the task.
-        malformed: usize,
-        /// All rows.
-        lines: usize,
-        /// The share that is allowed.
-        threshold: f64,
-        /// The first malformed one, from 1.
-        line: usize,
-        /// What is wrong with it.
-        detail: String,
-    },
+    /// A file does not hold rows of the task, or too many of them are malformed.
+    #[error(transparent)]
+    Rows(#[from] rows::Error),
     /// The task reads rows, and no file was named.
     #[error("task {task} needs --data FILE")]
     NoData {

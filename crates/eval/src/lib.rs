@@ -16,7 +16,6 @@ mod plot;
 mod prompt;
 mod random;
 pub mod report;
-pub mod rows;
 pub mod run;
 mod tasks;
 

@@ -34,7 +34,7 @@ pub struct About {
     /// blake3 of the data file.
     pub data_digest: Option<String>,
     /// Rows of it that were skipped.
-    pub malformed: usize,
+    pub malformed: u64,
     /// Digest of the frozen model's files.
     pub model_digest: String,
     /// Digest of the generator.

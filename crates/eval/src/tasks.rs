@@ -166,7 +166,7 @@ pub(crate) struct Wanted {
 #[derive(Debug)]
 pub(crate) struct LaidOut {
     pub(crate) cases: Vec<Case>,
-    pub(crate) malformed: usize,
+    pub(crate) malformed: u64,
     /// Of the data file, if there is one.
     pub(crate) digest: Option<String>,
 }
@@ -215,7 +215,7 @@ fn interference(path: &Path, wanted: &Wanted, prompts: &Prompts<'_>) -> Result<L
         question: Option<serde::de::IgnoredAny>,
         previous_sessions: Option<serde::de::IgnoredAny>,
     }
-    let keys = crate::rows::read(path, 1.0, |line| {
+    let keys = rows::collect(path, 1.0, |line| {
         serde_json::from_str::<Keys>(line).map_err(|error| error.to_string())
     })?;
     let first = keys.rows.first();

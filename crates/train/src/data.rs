@@ -13,7 +13,7 @@ use lm::text::{Message, Text, TokenId};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use crate::{Error, held_out::HeldOut, random::Random, recipe::Recipe, rows};
+use crate::{Error, held_out::HeldOut, random::Random, recipe::Recipe};
 
 /// One in so many documents and contexts is for validation.
 const VALIDATION: u64 = 64;

@@ -22,30 +22,12 @@ pub enum Error {
         /// The key, and what is wrong with it.
         detail: String,
     },
-    /// A data file that is damaged.
+    /// A configuration, a checkpoint or a saved batch that is damaged.
     #[error("{path} is damaged: {detail}")]
     Damaged {
         /// The file.
         path: PathBuf,
         /// Where, and how.
-        detail: String,
-    },
-    /// More rows of a data file are malformed than the recipe allows.
-    #[error(
-        "{path}: {malformed} of {rows} rows are malformed, the recipe allows a share of {allowed}; the first is row {first}: {detail}"
-    )]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Rows that were skipped.
-        malformed: u64,
-        /// Rows of the file.
-        rows: u64,
-        /// `data.malformed` of the recipe.
-        allowed: f64,
-        /// The first of them, counted from 1.
-        first: u64,
-        /// What is wrong with it.
         detail: String,
     },
     /// A training file that is an evaluation file, or holds mostly rows of one.
@@ -82,6 +64,9 @@ pub enum Error {
         /// The file with the batch.
         batch: PathBuf,
     },
+    /// A data file's rows: it is damaged, or more of them are malformed than the recipe allows (`data.malformed`).
+    #[error(transparent)]
+    Rows(#[from] rows::Error),
     /// The model or its forward.
     #[error(transparent)]
     Lm(#[from] lm::Error),

@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Error, rows};
+use crate::Error;
 
 /// Texts shorter than this, in letters and digits, say nothing: "what is it?" is in every file.
 const SHORTEST: usize = 24;

@@ -18,7 +18,6 @@ mod optimizer;
 mod progress;
 mod random;
 pub mod recipe;
-mod rows;
 mod run;
 mod step;
 

@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc};
 use serde::Deserialize;
 
 use super::{Case, LaidOut, Question, Wanted};
-use crate::{Error, prompt::Prompts, random::Draws, rows};
+use crate::{Error, prompt::Prompts, random::Draws};
 
 /// Tokens of an utterance at most.
 const UTTERANCE: usize = 32;
@@ -126,7 +126,7 @@ fn cases(
     parse: fn(&str) -> Result<Row, String>,
     tell: impl Fn(&Row, &mut Draws) -> Told,
 ) -> Result<LaidOut, Error> {
-    let file = rows::read(path, wanted.max_malformed, parse)?;
+    let file = rows::collect(path, wanted.max_malformed, parse)?;
     let mut draws = Draws::new(wanted.seed, "dialogues");
     let mut order: Vec<usize> = (0..file.rows.len()).collect();
     draws.shuffle(&mut order);
@@ -166,7 +166,7 @@ fn cases(
     Ok(LaidOut {
         cases,
         malformed: file.malformed,
-        digest: Some(file.digest),
+        digest: Some(file.digest.to_hex().to_string()),
     })
 }
 

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use serde::Deserialize;
 
 use super::{Case, LaidOut, Question, Wanted};
-use crate::{Error, prompt::Prompts, random::Draws, rows};
+use crate::{Error, prompt::Prompts, random::Draws};
 
 /// Tokens of an answer at most.
 const ANSWER: usize = 16;
@@ -47,7 +47,7 @@ struct Rows {
 
 /// Contexts of k examples, tasks in turns, four questions each. The limit counts questions for each k.
 pub(super) fn cases(path: &Path, wanted: &Wanted, prompts: &Prompts<'_>) -> Result<LaidOut, Error> {
-    let file = rows::read(path, wanted.max_malformed, parse)?;
+    let file = rows::collect(path, wanted.max_malformed, parse)?;
     let mut tasks: BTreeMap<String, Rows> = BTreeMap::new();
     for row in file.rows {
         let task = tasks.entry(row.task.clone()).or_default();
@@ -116,7 +116,7 @@ pub(super) fn cases(path: &Path, wanted: &Wanted, prompts: &Prompts<'_>) -> Resu
     Ok(LaidOut {
         cases,
         malformed: file.malformed,
-        digest: Some(file.digest),
+        digest: Some(file.digest.to_hex().to_string()),
     })
 }
 

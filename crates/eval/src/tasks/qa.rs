@@ -11,7 +11,6 @@ use crate::{
     Error,
     prompt::{Document, Prompts},
     random::Draws,
-    rows,
 };
 
 /// Tokens of an answer at most.
@@ -63,13 +62,13 @@ struct Asked {
 /// A file's documents, in an order drawn by the seed, as are each one's questions.
 struct Library {
     documents: Vec<Asked>,
-    malformed: usize,
+    malformed: u64,
     digest: String,
 }
 
 impl Library {
     fn read(path: &Path, wanted: &Wanted, prompts: &Prompts<'_>) -> Result<Self, Error> {
-        let file = rows::read(path, wanted.max_malformed, parse)?;
+        let file = rows::collect(path, wanted.max_malformed, parse)?;
         let mut places: HashMap<String, usize> = HashMap::new();
         let mut documents: Vec<Asked> = Vec::new();
         for row in file.rows {
@@ -95,7 +94,7 @@ impl Library {
         Ok(Self {
             documents,
             malformed: file.malformed,
-            digest: file.digest,
+            digest: file.digest.to_hex().to_string(),
         })
     }
 

@@ -13,7 +13,6 @@ use crate::{
     Error,
     prompt::{Document, Prompts},
     random::Draws,
-    rows,
 };
 
 /// Tokens of a span.
@@ -39,7 +38,7 @@ fn parse(line: &str) -> Result<Row, String> {
 
 /// Two questions for each document that is long enough: `reconstruction` and `completion`. The limit counts documents.
 pub(super) fn cases(path: &Path, wanted: &Wanted, prompts: &Prompts<'_>) -> Result<LaidOut, Error> {
-    let file = rows::read(path, wanted.max_malformed, parse)?;
+    let file = rows::collect(path, wanted.max_malformed, parse)?;
     let lengths = if wanted.context_tokens.is_empty() {
         &[CONTEXT][..]
     } else {
@@ -100,7 +99,7 @@ pub(super) fn cases(path: &Path, wanted: &Wanted, prompts: &Prompts<'_>) -> Resu
     Ok(LaidOut {
         cases,
         malformed: file.malformed,
-        digest: Some(file.digest),
+        digest: Some(file.digest.to_hex().to_string()),
     })
 }
 

@@ -15,12 +15,12 @@ fn malformed_rows_are_counted_in_the_report_and_too_many_are_refused() {
     assert!(
         matches!(
             error,
-            Error::Malformed {
+            Error::Rows(rows::Error::Malformed {
                 malformed: 2,
-                lines: 22,
-                line: 4,
+                rows: 22,
+                first: 4,
                 ..
-            }
+            })
         ),
         "{error}"
     );
@@ -43,7 +43,10 @@ fn a_file_of_another_task_is_refused_with_what_is_missing() {
     ] {
         let error = tiny.run(&format!("--task {task}"), &corpus(3)).unwrap_err();
         assert!(
-            matches!(error, Error::Malformed { malformed: 3, .. }),
+            matches!(
+                error,
+                Error::Rows(rows::Error::Malformed { malformed: 3, .. })
+            ),
             "{task}: {error}"
         );
     }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Asked, CHUNK, Format, Pool, Question, validates};
-use crate::{Error, held_out::HeldOut, random::Random, recipe::Recipe, rows};
+use crate::{Error, held_out::HeldOut, random::Random, recipe::Recipe};
 
 /// Turns of the running dialogue that a prompt shows.
 const SHOWN: usize = 4;

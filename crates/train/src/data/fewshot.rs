@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{Asked, Format, Pool, string, validates};
-use crate::{Error, held_out::HeldOut, random::Random, recipe::Recipe, rows};
+use crate::{Error, held_out::HeldOut, random::Random, recipe::Recipe};
 
 /// Characters of an input and of an output at most.
 const INPUT: usize = 500;

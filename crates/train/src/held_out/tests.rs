@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::HeldOut;
-use crate::{Error, rows};
+use crate::Error;
 
 fn folder() -> (tempfile::TempDir, HeldOut) {
     let dir = tempfile::tempdir().unwrap();
