@@ -544,7 +544,7 @@ async fn a_question_gets_the_imprint_as_far_as_it_concerns_what_was_told() {
         ingest.chunk(chunk(seq, text)).await.unwrap();
     }
     ingest.finish().await.unwrap().unwrap();
-    let strength = async |session: &str, asked: &str, scale: Option<f32>| {
+    let answered = async |session: &str, asked: &str, scale: Option<f32>| {
         let message = v1::ChatMessage {
             role: "user".to_owned(),
             content: asked.to_owned(),
@@ -569,7 +569,10 @@ async fn a_question_gets_the_imprint_as_far_as_it_concerns_what_was_told() {
         assert_eq!(bare.finished.adapter_scale, 0.0);
         let scale = answer.finished.adapter_scale;
         assert_eq!(answer.logprobs == bare.logprobs, scale == 0.0, "{asked}");
-        scale
+        (scale, answer)
+    };
+    let strength = async |session: &str, asked: &str, scale: Option<f32>| {
+        answered(session, asked, scale).await.0
     };
     assert_eq!(
         strength(&session, "When did the mill burn?", None).await,
@@ -620,6 +623,17 @@ async fn a_question_gets_the_imprint_as_far_as_it_concerns_what_was_told() {
         strength(&session, "Who reigns in Portugal?", None).await,
         0.0
     );
+
+    // Of two documents it is made of the one that is meant: as if the copy had never been told the other.
+    let (_, one) = answered(&session, "When did the mill burn?", None).await;
+    let (_, of_two) = answered(&copy, "When did the mill burn?", None).await;
+    assert_eq!(of_two.finished.state_digest, one.finished.state_digest);
+    assert_eq!((of_two.tokens, of_two.logprobs), (one.tokens, one.logprobs));
+    // Asked for at a strength of the client's choice, it is whole.
+    let (_, whole) = answered(&copy, "When did the mill burn?", Some(1.0)).await;
+    assert_ne!(whole.finished.state_digest, one.finished.state_digest);
+    let context = |finished: &v1::GenerateFinished| finished.usage.unwrap().context_tokens;
+    assert!(context(&whole.finished) > context(&one.finished));
 
     // What is forgotten is not meant any more.
     let forgotten = v1::ForgetDocumentRequest {

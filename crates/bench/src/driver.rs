@@ -83,6 +83,7 @@ impl Driver {
             request,
             session,
             adapter_scale: 1.0,
+            documents: Vec::new(),
             prompt: prompt.to_vec(),
             max_tokens,
             sampling: Sampling::default(),

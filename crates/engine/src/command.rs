@@ -78,6 +78,9 @@ pub enum Command {
         session: Option<SessionId>,
         /// Strength of the imprint; 0 is the bare model.
         adapter_scale: f32,
+        /// The documents that its imprint is made of, as if the session had been told these alone; empty: of all. Where one of
+        /// them is not read to its end, or the session is sequential, or the core does not fit, it is made of all, too.
+        documents: Vec<DocumentId>,
         /// The prompt; at least one token.
         prompt: Vec<TokenId>,
         /// At most so many tokens; cut to what fits the model's context.
@@ -95,6 +98,8 @@ pub enum Command {
         session: Option<SessionId>,
         /// As in `Generate`.
         adapter_scale: f32,
+        /// As in `Generate`.
+        documents: Vec<DocumentId>,
         /// What comes before each continuation; at least one token.
         prompt: Vec<TokenId>,
         /// At least one, each of at least one token, scored independently of each other.

@@ -27,7 +27,7 @@ use crate::{
     event::{Event, Rejected},
     ids::SessionId,
     model::ModelInfo,
-    request::Request,
+    request::{Adapter, Request},
     session::{Bounds, Context, Session},
 };
 
@@ -315,24 +315,36 @@ impl Engine {
             Command::Generate {
                 request,
                 session,
-                adapter_scale,
+                adapter_scale: scale,
+                documents,
                 prompt,
                 max_tokens,
                 sampling,
                 eos,
             } => {
                 let asked = self.generation(&prompt, max_tokens, sampling, eos);
-                self.enqueue(request, session, adapter_scale, prompt, asked, now, events);
+                let adapter = Adapter {
+                    session,
+                    scale,
+                    documents,
+                };
+                self.enqueue(request, adapter, prompt, asked, now, events);
             }
             Command::Score {
                 request,
                 session,
-                adapter_scale,
+                adapter_scale: scale,
+                documents,
                 prompt,
                 continuations,
             } => {
                 let asked = self.scoring(&prompt, continuations);
-                self.enqueue(request, session, adapter_scale, prompt, asked, now, events);
+                let adapter = Adapter {
+                    session,
+                    scale,
+                    documents,
+                };
+                self.enqueue(request, adapter, prompt, asked, now, events);
             }
             Command::Export { request, session } => {
                 events.push(match self.export(request, session) {

@@ -9,12 +9,22 @@ use crate::{
     blocks::Blocks,
     cores::HeldCore,
     event::{Event, Finish, Timings},
-    ids::{Digest, RequestId, SessionId, TokenId, Version},
+    ids::{Digest, DocumentId, RequestId, SessionId, TokenId, Version},
     sampling::{Drawn, Sampler, score},
 };
 
 /// Most rows of logits that one request asks of a step: they are the largest thing in it (V floats each).
 const SCORED_ROWS: usize = 128;
+
+/// The imprint that a request asks for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Adapter {
+    /// None is the bare model.
+    pub(crate) session: Option<SessionId>,
+    pub(crate) scale: f32,
+    /// What it is made of; empty: of all documents.
+    pub(crate) documents: Vec<DocumentId>,
+}
 
 /// What a request runs with, from its first token to its last.
 #[derive(Clone, Debug, Default)]
@@ -48,8 +58,7 @@ pub(crate) enum Work {
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) id: RequestId,
-    pub(crate) session: Option<SessionId>,
-    pub(crate) scale: f32,
+    pub(crate) adapter: Adapter,
     prompt_tokens: usize,
     /// Tokens to be fed: the prompt, and what follows it as far as it is known.
     sequence: Vec<TokenId>,
@@ -69,8 +78,7 @@ impl Request {
     /// A request that waits. Its tokens are checked; every continuation has one.
     pub(crate) fn new(
         id: RequestId,
-        session: Option<SessionId>,
-        scale: f32,
+        adapter: Adapter,
         prompt: Vec<TokenId>,
         length: usize,
         work: Work,
@@ -78,8 +86,7 @@ impl Request {
     ) -> Self {
         let mut request = Self {
             id,
-            session,
-            scale,
+            adapter,
             prompt_tokens: prompt.len(),
             sequence: prompt,
             fed: 0,
@@ -139,7 +146,7 @@ impl Request {
             position: self.fed,
             blocks: self.blocks.as_slice(),
             core: self.pin.core.as_ref().map(HeldCore::core),
-            scale: self.scale,
+            scale: self.adapter.scale,
             window: None,
             lookahead: None,
             logits: self.logits(tokens),

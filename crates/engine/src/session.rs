@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 
 use generator::{Generator, State, Strategy};
 
+pub(crate) use self::versions::Fold;
 use crate::{
     blocks::{BlockAllocator, Blocks},
     cores::{CoreBudget, HeldCore},

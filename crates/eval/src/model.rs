@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use generator::{Core, Strategy};
+use generator::{Core, Generator, State, Strategy};
 use lm::{KvCache, Lm, Row, TokenId, Windows, text::Text};
 
 use crate::{Error, prompt::Document};
@@ -124,25 +124,39 @@ impl<'a> Model<'a> {
         Ok(self.text.decode(&tokens)?)
     }
 
-    /// The core of documents, each in windows of its own, summed (the generator's own window and strategy).
-    pub(crate) fn core(&self, context: &[&Document], bos: &[TokenId]) -> Result<Core, Error> {
-        let generator = self
-            .lm
-            .generator()
-            .ok_or(lm::Error::NoGenerator { row: 0 })?;
-        let (strategy, window) = (generator.config().strategy, generator.config().window);
+    fn generator(&self) -> Result<&Generator, Error> {
+        let generator = self.lm.generator();
+        Ok(generator.ok_or(lm::Error::NoGenerator { row: 0 })?)
+    }
+
+    /// The sums of documents, each in windows of its own (the generator's own window and strategy).
+    pub(crate) fn states(
+        &self,
+        context: &[&Document],
+        bos: &[TokenId],
+    ) -> Result<Vec<State>, Error> {
+        let config = self.generator()?.config();
+        let (strategy, window) = (config.strategy, config.window);
         if strategy == Strategy::Sequential && context.len() > 1 {
             return Err(Error::Strategy {
                 documents: context.len(),
             });
         }
-        let mut state = generator.new_state()?;
-        for document in context {
+        let state = |document: &&Document| {
             let tokens: Vec<TokenId> = bos.iter().chain(&document.tokens).copied().collect();
-            let read = self.lm.encode(&tokens, strategy, Windows::Fixed(window))?;
-            state.add(&read, 1.0)?;
+            Ok(self.lm.encode(&tokens, strategy, Windows::Fixed(window))?)
+        };
+        context.iter().map(state).collect()
+    }
+
+    /// The core of sums added up.
+    pub(crate) fn core<'s>(&self, states: impl Iterator<Item = &'s State>) -> Result<Core, Error> {
+        let generator = self.generator()?;
+        let mut total = generator.new_state()?;
+        for state in states {
+            total.add(state, 1.0)?;
         }
-        Ok(generator.read_out(&state)?)
+        Ok(generator.read_out(&total)?)
     }
 
     /// How many tokens of prompt leave room for a question's answers in the model's window.

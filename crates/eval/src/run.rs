@@ -79,10 +79,10 @@ pub struct Args {
     /// How questions are put
     #[arg(long, value_name = "FORM", default_value = "plain")]
     pub form: Form,
-    /// Give imprints their full strength whatever a question says. By default they get the strength with which it means them, as
-    /// when serving
+    /// Ask with the whole imprint at full strength. By default a question gets what it means of it, as when serving: the
+    /// strength, and of several documents those that speak of its words
     #[arg(long)]
-    pub full_strength: bool,
+    pub whole: bool,
     /// The share of malformed rows that is put up with, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
     pub max_malformed: f64,
@@ -177,7 +177,7 @@ pub fn evaluate(args: &Args, lm: &Lm, text: &Text) -> Result<Report, Error> {
         costs: Costs::new(lm),
         prompts: &prompts,
         methods: &methods,
-        full_strength: args.full_strength,
+        whole: args.whole,
     };
     let bar = ProgressBar::new(cases.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} cases, {eta} left") {
@@ -319,10 +319,27 @@ struct Chunk<'a> {
     cases: &'a [Case],
     /// The case whose context is foreign to each.
     foreign: Vec<Option<usize>>,
-    /// Of each case's own context, and how long it took; empty where no method needs one.
-    cores: Vec<(Core, Duration)>,
-    /// What each case's documents speak of.
-    spoken: Vec<Vec<Spoken>>,
+    /// Of each case's own context; empty where no method needs one.
+    imprints: Vec<Imprint>,
+}
+
+/// A case's context as an imprint.
+struct Imprint {
+    whole: Core,
+    /// How long the whole took.
+    time: Duration,
+    /// What it is to questions: by case and question.
+    meant: BTreeMap<(usize, usize), (f32, Option<Core>)>,
+}
+
+impl Imprint {
+    /// Strength and core for a question.
+    fn of(&self, case: usize, question: usize) -> (f32, &Core) {
+        match self.meant.get(&(case, question)) {
+            Some((strength, core)) => (*strength, core.as_ref().unwrap_or(&self.whole)),
+            None => (1.0, &self.whole),
+        }
+    }
 }
 
 impl Chunk<'_> {
@@ -343,26 +360,20 @@ struct Judge<'a> {
     costs: Costs,
     prompts: &'a Prompts<'a>,
     methods: &'a [Method],
-    full_strength: bool,
+    whole: bool,
 }
 
 impl Judge<'_> {
     /// All methods on all questions of a chunk; `first` is the number of its first case.
     fn chunk(&self, cases: &[Case], first: usize) -> Result<Vec<Example>, Error> {
         let contexts: Vec<_> = cases.iter().map(|case| case.context.clone()).collect();
+        let foreign: Vec<_> = (0..cases.len())
+            .map(|index| tasks::foreign(index, &contexts))
+            .collect();
         let chunk = Chunk {
             cases,
-            foreign: (0..cases.len())
-                .map(|index| tasks::foreign(index, &contexts))
-                .collect(),
-            cores: self.cores(cases)?,
-            spoken: cases
-                .iter()
-                .map(|case| {
-                    let texts = case.context.iter().map(|document| &document.text);
-                    texts.map(|text| Spoken::of(text)).collect()
-                })
-                .collect(),
+            imprints: self.imprints(cases, &foreign)?,
+            foreign,
         };
         let mut examples: Vec<Vec<Example>> = Vec::with_capacity(cases.len());
         for (index, case) in cases.iter().enumerate() {
@@ -418,9 +429,7 @@ impl Judge<'_> {
                     Some(None) => continue,
                     imprint => imprint.flatten(),
                 };
-                let core = imprint
-                    .and_then(|other| chunk.cores.get(other))
-                    .map(|(core, _)| core);
+                let imprint = imprint.and_then(|other| chunk.imprints.get(other));
                 let told = match method.prompted() {
                     Prompted::Context(whose) => match chunk.whose(index, whose) {
                         None => continue,
@@ -448,13 +457,11 @@ impl Judge<'_> {
                         prefix_tokens: prefix.len(),
                         strength: None,
                     };
-                    let scale = match (imprint, &question.asked) {
-                        (Some(other), Some(asked)) if !self.full_strength => {
-                            relevance::strength(chunk.spoken[other].iter(), asked)
-                        }
-                        _ => 1.0,
+                    let (scale, core) = match imprint.map(|imprint| imprint.of(index, number)) {
+                        Some((scale, core)) => (scale, Some(core)),
+                        None => (1.0, None),
                     };
-                    place.strength = imprint.map(|_| scale);
+                    place.strength = core.map(|_| scale);
                     // What begins alike is read once, by whichever methods.
                     let alike = |group: &Group<'_>| {
                         same_core(group.core, core)
@@ -494,18 +501,52 @@ impl Judge<'_> {
         Ok(batch)
     }
 
-    /// The core of each case's own context, and how long it took; none without a method that needs one.
-    fn cores(&self, cases: &[Case]) -> Result<Vec<(Core, Duration)>, Error> {
-        if !self.methods.iter().any(|method| method.imprint().is_some()) {
+    /// Each case's own context as an imprint, with what it is to its own questions and to those that it is foreign to; none
+    /// without a method that needs one.
+    fn imprints(&self, cases: &[Case], foreign: &[Option<usize>]) -> Result<Vec<Imprint>, Error> {
+        let needs = |whose| {
+            self.methods
+                .iter()
+                .any(|method| method.imprint() == Some(whose))
+        };
+        let (own, other) = (needs(Whose::Own), needs(Whose::Foreign));
+        if !own && !other {
             return Ok(Vec::new());
         }
-        let core = |case: &Case| {
+        let imprint = |(index, case): (usize, &Case)| {
             let start = Instant::now();
-            let context: Vec<&Document> = case.context.iter().map(AsRef::as_ref).collect();
-            let core = self.model.core(&context, self.prompts.bos())?;
-            Ok((core, start.elapsed()))
+            let documents: Vec<&Document> = case.context.iter().map(AsRef::as_ref).collect();
+            let states = self.model.states(&documents, self.prompts.bos())?;
+            let whole = self.model.core(states.iter())?;
+            let time = start.elapsed();
+            let spoken: Vec<Spoken> = documents
+                .iter()
+                .map(|document| Spoken::of(&document.text))
+                .collect();
+            let spoken: Vec<&Spoken> = spoken.iter().collect();
+            let mut meant = BTreeMap::new();
+            let askers = (0..cases.len()).filter(|&asker| {
+                (own && asker == index) || (other && foreign[asker] == Some(index))
+            });
+            for asker in askers.filter(|_| !self.whole) {
+                for (number, question) in cases[asker].questions.iter().enumerate() {
+                    let Some(asked) = &question.asked else {
+                        continue;
+                    };
+                    let what = relevance::meant(&spoken, asked);
+                    let core = match what.documents.filter(|_| what.strength > 0.0) {
+                        Some(places) => Some(
+                            self.model
+                                .core(places.iter().map(|&place| &states[place]))?,
+                        ),
+                        None => None,
+                    };
+                    meant.insert((asker, number), (what.strength, core));
+                }
+            }
+            Ok(Imprint { whole, time, meant })
         };
-        cases.iter().map(core).collect()
+        cases.iter().enumerate().map(imprint).collect()
     }
 
     /// A question's prompt. None where the case lacks what the method needs, or the model's window is too small.
@@ -652,10 +693,10 @@ impl Judge<'_> {
             rows,
             method.imprint().is_some(),
         );
-        if let (Some(_), Some((core, time))) = (method.imprint(), chunk.cores.get(place.case)) {
+        if let (Some(_), Some(imprint)) = (method.imprint(), chunk.imprints.get(place.case)) {
             answer.context_flops = self.imprint_cost(case);
-            answer.context_seconds = time.as_secs_f64();
-            answer.state_floats = core.bytes() / size_of::<f32>();
+            answer.context_seconds = imprint.time.as_secs_f64();
+            answer.state_floats = imprint.whole.bytes() / size_of::<f32>();
         }
         if place.prefix_tokens > 0 {
             answer.context_flops += self.costs.pass(0, place.prefix_tokens, 0, false);

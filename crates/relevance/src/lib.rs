@@ -1,8 +1,9 @@
 //! Whether a prompt concerns what was told.
 //!
-//! An imprint changes every answer, also to questions that it knows nothing of. What a document speaks of is kept as the
-//! hashes of its words, window by window; the share of a prompt's words that one window speaks of says how far the imprint
-//! is meant, and becomes the strength that it gets. Knows words alone: no model, no tokens. Start at [`strength`].
+//! An imprint changes every answer, also to questions that it knows nothing of; and the more documents are in it, the less is
+//! left of each. What a document speaks of is kept as the hashes of its words, window by window. The share of a prompt's words
+//! that one window speaks of says how far the imprint is meant, and becomes the strength that it gets; which documents speak
+//! of them says which it is best made of. Knows words alone: no model, no tokens. Start at [`meant`].
 
 mod words;
 
@@ -20,6 +21,10 @@ const MESSAGES: usize = 4;
 /// questions: 1.8 % of those about another paragraph reach the upper one, 87 % of those about their own
 /// (docs/QUALITY.md).
 const SHARES: [f32; 2] = [0.1, 0.4];
+/// Documents at most that an imprint is made of where a prompt means some more than others.
+const DOCUMENTS: usize = 4;
+/// A document is meant if it scores at least this much of the best one's score.
+const BESIDE: f32 = 0.7;
 
 /// What a document speaks of: at most four bytes for each of its words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,22 +72,24 @@ impl Spoken {
         spoken
     }
 
-    /// The largest share of the words that one window speaks of, from 0 to 1.
-    fn share(&self, words: &[u32]) -> f32 {
+    /// The largest sum of the weights of words that one window speaks of.
+    fn weight(&self, words: &[(u32, f32)]) -> f32 {
         let under_way = self.listener.under_way();
-        let open = |word: &&u32| self.open.contains(word) || under_way == Some(**word);
-        let most = self
-            .full
+        let sum = |knows: &dyn Fn(u32) -> bool| -> f32 {
+            let known = words.iter().filter(|(word, _)| knows(*word));
+            known.map(|(_, weight)| weight).sum()
+        };
+        self.full
             .iter()
-            .map(|window| {
-                let known = words
-                    .iter()
-                    .filter(|word| window.binary_search(word).is_ok());
-                known.count()
-            })
-            .chain([words.iter().filter(open).count()])
-            .max();
-        most.unwrap_or(0) as f32 / words.len().max(1) as f32
+            .map(|window| sum(&|word| window.binary_search(&word).is_ok()))
+            .chain([sum(&|word| {
+                self.open.contains(&word) || under_way == Some(word)
+            })])
+            .fold(0.0, f32::max)
+    }
+
+    fn knows(&self, word: u32) -> bool {
+        self.weight(&[(word, 1.0)]) > 0.0
     }
 }
 
@@ -124,30 +131,84 @@ impl Asked {
     }
 }
 
-/// How far an imprint of these documents is meant by a prompt, from 0 (not at all) to 1.
+/// What of a session's imprint a prompt means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Meant {
+    /// How far it is meant at all: from 0 (not at all) to 1.
+    pub strength: f32,
+    /// The documents that it is best made of, by their place, ascending; none: of all.
+    pub documents: Option<Vec<usize>>,
+}
+
+impl Meant {
+    /// All of it.
+    const ALL: Self = Self {
+        strength: 1.0,
+        documents: None,
+    };
+}
+
+/// What of an imprint of these documents is meant by a prompt.
 ///
-/// It is 1 if the prompt says nothing to go by (no word but common ones), or ends with a label that the documents use (a
-/// task's own form, as in few-shot examples). Else it rises with the share of a message's words that one window of a document
-/// speaks of; of several messages the one counts that has the largest share.
+/// All of it if the prompt says nothing to go by (no word but common ones), or ends with a label that the documents use (a
+/// task's own form, as in few-shot examples). Else its strength rises with the share of a message's words that one window of
+/// a document speaks of; of several messages the one counts that has the largest share. With it the documents are chosen that
+/// speak of these words most, words that few of them speak of counting for more (inverse document frequency).
 #[must_use]
-pub fn strength<'a>(told: impl Iterator<Item = &'a Spoken>, asked: &Asked) -> f32 {
-    if asked.messages.is_empty() {
-        return 1.0;
-    }
-    let mut most = 0.0f32;
-    for spoken in told {
-        if asked
+pub fn meant(told: &[&Spoken], asked: &Asked) -> Meant {
+    let label = |spoken: &&&Spoken| {
+        asked
             .label
             .is_some_and(|label| spoken.labels.contains(&label))
-        {
-            return 1.0;
-        }
-        for words in &asked.messages {
-            most = most.max(spoken.share(words));
+    };
+    if asked.messages.is_empty() || told.iter().any(|spoken| label(&spoken)) {
+        return Meant::ALL;
+    }
+    let mut most = (0.0f32, None);
+    for message in &asked.messages {
+        let even: Vec<(u32, f32)> = message.iter().map(|&word| (word, 1.0)).collect();
+        let weights = told.iter().map(|spoken| spoken.weight(&even));
+        let share = weights.fold(0.0, f32::max) / message.len() as f32;
+        if share > most.0 {
+            most = (share, Some(message));
         }
     }
+    let (share, Some(message)) = most else {
+        return Meant {
+            strength: 0.0,
+            documents: None,
+        };
+    };
     let [none, all] = SHARES;
-    ((most - none) / (all - none)).clamp(0.0, 1.0)
+    Meant {
+        strength: ((share - none) / (all - none)).clamp(0.0, 1.0),
+        documents: chosen(told, message),
+    }
+}
+
+/// The documents that speak most of the words; none if that leaves none out.
+fn chosen(told: &[&Spoken], words: &[u32]) -> Option<Vec<usize>> {
+    let weighted: Vec<(u32, f32)> = words
+        .iter()
+        .map(|&word| {
+            let known = told.iter().filter(|spoken| spoken.knows(word)).count() as f32;
+            // As BM25 weighs a word.
+            (
+                word,
+                (1.0 + (told.len() as f32 - known + 0.5) / (known + 0.5)).ln(),
+            )
+        })
+        .collect();
+    let weights: Vec<f32> = told.iter().map(|spoken| spoken.weight(&weighted)).collect();
+    let best = weights.iter().copied().fold(0.0, f32::max);
+    let mut places: Vec<usize> = (0..told.len())
+        .filter(|&place| weights[place] >= BESIDE * best)
+        .collect();
+    // Of equals the later one: what was said last.
+    places.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]).then(b.cmp(a)));
+    places.truncate(DOCUMENTS);
+    places.sort_unstable();
+    (places.len() < told.len()).then_some(places)
 }
 
 #[cfg(test)]

@@ -2,16 +2,18 @@
 
 use proptest::prelude::*;
 
-use super::{Asked, Listener, Spoken, WINDOW, strength};
+use super::{Asked, Listener, Meant, Spoken, WINDOW, meant};
 
 const MILL: &str = "The old mill at Hollow Creek burnt down in 1907, and the miller Ansel Brandt rebuilt it of stone.";
 
 fn of(told: &[&str], question: &str) -> f32 {
+    all_of(told, question).strength
+}
+
+fn all_of(told: &[&str], question: &str) -> Meant {
     let told: Vec<Spoken> = told.iter().map(|text| Spoken::of(text)).collect();
-    strength(
-        told.iter(),
-        &Asked::new([question].into_iter(), Some("Answer:")),
-    )
+    let told: Vec<&Spoken> = told.iter().collect();
+    meant(&told, &Asked::new([question].into_iter(), Some("Answer:")))
 }
 
 #[test]
@@ -61,8 +63,9 @@ fn a_form_that_the_text_uses_gets_all_of_it() {
 
 #[test]
 fn of_a_conversation_the_newest_messages_count() {
-    let told = [Spoken::of(MILL)];
-    let of = |messages: &[&str]| strength(told.iter(), &Asked::new(messages.iter().copied(), None));
+    let told = Spoken::of(MILL);
+    let of =
+        |messages: &[&str]| meant(&[&told], &Asked::new(messages.iter().copied(), None)).strength;
     assert_eq!(of(&["Who was Ansel Brandt?", "Did he marry?"]), 1.0);
     assert_eq!(of(&["Did he marry in Portugal?"]), 0.0);
     let later = ["Portugal?", "Spain?", "France?", "Italy?"];
@@ -74,6 +77,36 @@ fn of_a_conversation_the_newest_messages_count() {
 fn letters_without_spaces_are_words() {
     assert_eq!(of(&["東京は日本の首都です。"], "日本の首都は?"), 1.0);
     assert_eq!(of(&["東京は日本の首都です。"], "猫肉魚犬鳥"), 0.0);
+}
+
+#[test]
+fn the_documents_that_speak_of_it_most_are_meant() {
+    let told = [
+        "The river town has a market.",
+        MILL,
+        "A market was held in the town of Ansel.",
+        "Nothing here.",
+    ];
+    let documents = |question| all_of(&told, question).documents;
+    assert_eq!(documents("Who was the miller Brandt?"), Some(vec![1]));
+    // Two speak of it alike.
+    assert_eq!(
+        documents("Where is the market of the town?"),
+        Some(vec![0, 2])
+    );
+    // The rarer word decides.
+    assert_eq!(documents("Which market had stone?"), Some(vec![1]));
+    // Nothing to go by, nothing known, nothing left out.
+    assert_eq!(documents("What do you know?"), None);
+    assert_eq!(all_of(&told, "Portugal").documents, None);
+    assert_eq!(all_of(&[MILL], "Who was Brandt?").documents, None);
+    // Of many alike the last.
+    let many: Vec<String> = (0..9).map(|n| format!("The mill number {n}.")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(
+        all_of(&many, "Which mill?").documents,
+        Some(vec![5, 6, 7, 8])
+    );
 }
 
 #[test]

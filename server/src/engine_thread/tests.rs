@@ -93,6 +93,7 @@ fn generate(request: u64, replies: mpsc::Sender<Reply>) -> Message {
         request: RequestId(request),
         session: None,
         adapter_scale: 1.0,
+        documents: Vec::new(),
         prompt: vec![TokenId(0)],
         max_tokens: 1,
         sampling: Sampling::default(),

@@ -15,7 +15,7 @@ use std::{
 
 use engine::{Command, DocumentId, Seq, SessionId, Strategy, TokenId};
 use lm::text::{DocumentTokenizer, Text};
-use relevance::{Asked, Spoken};
+use relevance::{Asked, Meant, Spoken};
 use store::Store;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 
@@ -279,11 +279,24 @@ impl Session {
         locked(&self.documents).clone()
     }
 
-    /// How far the session's imprint is meant by a prompt, from 0 to 1.
+    /// How far the session's imprint is meant by a prompt, from 0 to 1, and the documents that are (none: all).
     #[must_use]
-    pub fn strength(&self, asked: &Asked) -> f32 {
+    pub fn meant(&self, asked: &Asked) -> (f32, Vec<DocumentId>) {
         let documents = locked(&self.documents);
-        relevance::strength(documents.iter().map(|document| &*document.spoken), asked)
+        let spoken: Vec<&Spoken> = documents.iter().map(|document| &*document.spoken).collect();
+        let Meant {
+            strength,
+            documents: places,
+        } = relevance::meant(&spoken, asked);
+        let chosen = places.unwrap_or_default();
+        let chosen: Option<Vec<DocumentId>> = chosen
+            .iter()
+            .map(|&place| documents.get(place))
+            .map(|document| document.filter(|document| document.complete))
+            .map(|document| document.map(|document| document.id))
+            .collect();
+        // Of an open document the newest version alone has the end.
+        (strength, chosen.unwrap_or_default())
     }
 
     /// How many documents are not forgotten.

@@ -9,10 +9,10 @@ use crate::{
     command::Sampling,
     error::RequestError,
     event::{Event, Finish},
-    ids::{RequestId, SessionId, TokenId, Version},
-    request::{Pin, Request, Work},
+    ids::{DocumentId, RequestId, SessionId, TokenId, Version},
+    request::{Adapter, Pin, Request, Work},
     sampling::Sampler,
-    session::Session,
+    session::{Fold, Session},
 };
 
 impl Engine {
@@ -123,15 +123,10 @@ impl Engine {
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of a command, taken apart once"
-    )]
     pub(super) fn enqueue(
         &mut self,
         id: RequestId,
-        session: Option<SessionId>,
-        scale: f32,
+        adapter: Adapter,
         prompt: Vec<TokenId>,
         asked: Result<(Work, usize), RequestError>,
         now: Instant,
@@ -146,14 +141,15 @@ impl Engine {
             let limit = self.allocator.capacity_tokens();
             if known {
                 Err(RequestError::RequestExists)
-            } else if let Some(session) =
-                session.filter(|session| !self.sessions.contains_key(session))
+            } else if let Some(session) = adapter
+                .session
+                .filter(|session| !self.sessions.contains_key(session))
             {
                 Err(RequestError::UnknownSession { session })
-            } else if !scale.is_finite() {
+            } else if !adapter.scale.is_finite() {
                 Err(RequestError::Sampling {
                     field: "adapter_scale",
-                    value: scale,
+                    value: adapter.scale,
                     range: "finite",
                 })
             } else if length > limit {
@@ -168,7 +164,7 @@ impl Engine {
         match checked {
             Ok((work, length)) => self
                 .waiting
-                .push_back(Request::new(id, session, scale, prompt, length, work, now)),
+                .push_back(Request::new(id, adapter, prompt, length, work, now)),
             Err(error) => events.push(Event::Failed { request: id, error }),
         }
     }
@@ -199,17 +195,46 @@ impl Engine {
         })
     }
 
-    /// The newest version of the request's session; the bare model for scale 0.
+    /// The newest version of the request's session, made of the documents that it names; the bare model for scale 0.
     pub(super) fn pin(&self, request: &Request) -> Pin {
-        let session = request.session.and_then(|id| self.sessions.get(&id));
-        match session.map(Session::newest) {
-            Some(newest) if request.scale != 0.0 && newest.version != Version(0) => Pin {
+        let adapter = &request.adapter;
+        let session = adapter.session.and_then(|id| self.sessions.get(&id));
+        let Some(session) = session
+            .filter(|session| adapter.scale != 0.0 && session.newest().version != Version(0))
+        else {
+            return Pin::default();
+        };
+        let newest = session.newest();
+        if let Some(Fold {
+            digest,
+            tokens,
+            core,
+        }) = self.composed(session, &adapter.documents)
+        {
+            return Pin {
                 version: newest.version,
-                digest: Some(newest.digest),
-                core: newest.core.clone(),
-                tokens: newest.tokens,
-            },
-            _ => Pin::default(),
+                digest: Some(digest),
+                core: core.map(|core| self.cores.hold(core)),
+                tokens,
+            };
         }
+        Pin {
+            version: newest.version,
+            digest: Some(newest.digest),
+            core: newest.core.clone(),
+            tokens: newest.tokens,
+        }
+    }
+
+    /// The fold of some of a session's documents; none if it cannot be had, or its core does not fit.
+    fn composed(&self, session: &Session, documents: &[DocumentId]) -> Option<Fold> {
+        let generator = self.lm.generator()?;
+        // A read-out that fails leaves the newest version, whose own went well.
+        let fold = session.fold_of(documents, generator).ok().flatten()?;
+        let fits = fold
+            .core
+            .as_ref()
+            .is_none_or(|core| self.cores.check(core, None).is_ok());
+        fits.then_some(fold)
     }
 }

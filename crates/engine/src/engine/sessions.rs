@@ -141,7 +141,7 @@ impl Engine {
             return;
         };
         session.evict(&mut self.allocator);
-        for request in self.remove_requests(|request| request.session == Some(id)) {
+        for request in self.remove_requests(|request| request.adapter.session == Some(id)) {
             events.push(Event::Failed {
                 request: request.id,
                 error: RequestError::SessionClosed { session: id },

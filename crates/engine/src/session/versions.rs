@@ -7,9 +7,10 @@ use generator::{Generator, Strategy};
 use super::{Asks, Barrier, Context, Published, Session, Tail};
 use crate::{
     cores::CoreBudget,
+    document::Document,
     error::SessionError,
     event::{Event, Rejected},
-    ids::{Digest, Seq, Version},
+    ids::{Digest, DocumentId, Seq, Version},
     reading::Reading,
 };
 
@@ -190,6 +191,47 @@ impl Session {
         }))
     }
 
+    /// The fold of some of the documents, in the order of the log: that of a session that was told these alone. None if it
+    /// would be that of all, or one of them is not there, or its own sums are not (it is not read to its end, or the session
+    /// is sequential).
+    pub(crate) fn fold_of(
+        &self,
+        chosen: &[DocumentId],
+        generator: &Generator,
+    ) -> Result<Option<Fold>, generator::Error> {
+        let documents: Vec<&Document> = self
+            .documents
+            .iter()
+            .filter(|document| chosen.contains(&document.id))
+            .collect();
+        let known = documents.len() == chosen.len();
+        if chosen.is_empty() || !known || documents.len() == self.documents.len() {
+            return Ok(None);
+        }
+        let (mut hash, mut tokens) = (self.hash.clone(), 0);
+        let mut total = generator.new_state()?;
+        for document in documents {
+            let Some(state) = &document.state else {
+                return Ok(None);
+            };
+            hash.push(&document.hash);
+            tokens += document.hash.tokens();
+            if !state.is_empty() {
+                total.add(state, 1.0)?;
+            }
+        }
+        let core = if total.is_empty() {
+            None
+        } else {
+            Some(generator.read_out(&total)?)
+        };
+        Ok(Some(Fold {
+            digest: hash.finish(),
+            tokens,
+            core,
+        }))
+    }
+
     /// Makes a fold the newest version, if its core fits; without one the newest stays. Chunks up to `seq`, and all that were
     /// read, are in it. No version is due then, whether it came or not; if not, who `asked` is told.
     fn publish_fold(&mut self, fold: Option<Fold>, seq: Seq, asked: bool, cx: &mut Context<'_>) {
@@ -298,8 +340,8 @@ impl Session {
 }
 
 /// What a version is made of.
-pub(super) struct Fold {
-    pub(super) digest: Digest,
-    pub(super) tokens: usize,
-    pub(super) core: Option<generator::Core>,
+pub(crate) struct Fold {
+    pub(crate) digest: Digest,
+    pub(crate) tokens: usize,
+    pub(crate) core: Option<generator::Core>,
 }

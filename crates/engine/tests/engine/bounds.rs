@@ -410,6 +410,7 @@ fn a_score_beside_an_answer_keeps_no_prompt_waiting() {
             request: RequestId(request),
             session: None,
             adapter_scale: 1.0,
+            documents: Vec::new(),
             prompt: ids(&[2; 8]),
             continuations: vec![ids(&[3; 31]); 8],
         });

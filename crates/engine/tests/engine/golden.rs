@@ -37,6 +37,7 @@ impl Real {
             request: RequestId(1),
             session: Some(SessionId(session)),
             adapter_scale: 1.0,
+            documents: Vec::new(),
             prompt: prompt.to_vec(),
             continuations: vec![continuation.to_vec()],
         }]);

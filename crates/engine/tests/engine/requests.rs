@@ -1,8 +1,8 @@
 //! Requests: a row in a batch is the row alone; a version is pinned; what ends gives everything back.
 
 use engine::{
-    Command, Event, Finish, RequestError, RequestId, Sampling, SessionId, Strategy, TokenId,
-    Version,
+    Command, Config, DocumentId, Event, Finish, RequestError, RequestId, Sampling, SessionId,
+    Strategy, TokenId, Version,
 };
 use proptest::{collection::vec, prelude::*};
 use testkit::Form;
@@ -58,7 +58,7 @@ proptest! {
         let continuation: Vec<TokenId> = drawn.iter().map(|&(token, _)| token).collect();
         let other = ids(&[3, 1]);
         let events = rig.ask(Command::Score {
-            request: RequestId(2), session: Some(SessionId(1)), adapter_scale: 1.0, prompt: prompt.clone(),
+            request: RequestId(2), session: Some(SessionId(1)), adapter_scale: 1.0, documents: Vec::new(), prompt: prompt.clone(),
             continuations: vec![other.clone(), continuation, other],
         });
         let [Event::Scored { scores, .. }] = &events[..] else { panic!("{events:?}") };
@@ -147,6 +147,107 @@ fn scale_0_and_version_0_are_the_bare_model() {
     ));
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whichever are chosen: the same bits, the same digest.
+    #[test]
+    fn an_answer_made_of_some_documents_is_that_of_a_session_told_these_alone(
+        form in forms(),
+        strategy in prop_oneof![Just(Strategy::Parallel), Just(Strategy::Concat)],
+        documents in prop::collection::vec(tokens(3..30), 2..5),
+        chosen in prop::collection::vec(any::<bool>(), 5),
+        order in any::<bool>(),
+    ) {
+        let mut rig = Rig::new(form, config());
+        rig.open(1, strategy);
+        rig.open(2, strategy);
+        for (document, tokens) in (1..).zip(&documents) {
+            rig.ask(ingest(1, document, document, tokens, true));
+        }
+        let mut named: Vec<DocumentId> = Vec::new();
+        for (document, (tokens, _)) in (1..).zip(documents.iter().zip(&chosen).filter(|(_, chosen)| **chosen)) {
+            rig.ask(ingest(2, document, document, tokens, true));
+        }
+        for (document, (_, chosen)) in (1..).zip(documents.iter().zip(&chosen)) {
+            if *chosen {
+                named.push(DocumentId(document));
+            }
+        }
+        // The order in which they are named is not that of the log.
+        if order {
+            named.reverse();
+        }
+        prop_assume!(!named.is_empty());
+        let prompt = ids(&[4, 8, 1]);
+        let mut ask = generate(1, Some(1), &prompt, 6, 3);
+        if let Command::Generate { documents, .. } = &mut ask {
+            *documents = named;
+        }
+        let (some, alone) = (rig.ask(ask), rig.ask(generate(2, Some(2), &prompt, 6, 3)));
+        prop_assert_eq!(answer(&some, 1), answer(&alone, 2));
+        let made_of = |events: &[Event]| match events.last() {
+            Some(&Event::Finished { digest, context_tokens, .. }) => (digest, context_tokens),
+            _ => panic!("{events:?}"),
+        };
+        prop_assert_eq!(made_of(&some), made_of(&alone));
+        rig.assert_all_blocks_come_back([1, 2]);
+    }
+}
+
+#[test]
+fn an_answer_is_made_of_all_documents_where_some_cannot_be_had() {
+    let told = |strategy, config| {
+        let mut rig = Rig::new(Form::Associative, config);
+        rig.open(1, strategy);
+        rig.ask(ingest(1, 1, 1, &ids(&[9; 12]), true));
+        rig.ask(ingest(1, 2, 2, &ids(&[3, 4, 5, 6, 7, 8, 2, 1, 3]), true));
+        rig.ask(ingest(
+            1,
+            3,
+            3,
+            &ids(&[11, 12, 13, 14, 15, 16, 17, 18, 19]),
+            false,
+        ));
+        rig.ask(publish(1, 3, &[]));
+        rig
+    };
+    let digest = |rig: &mut Rig, named: &[u64]| {
+        let mut ask = generate(1, Some(1), &ids(&[1, 2]), 1, 3);
+        if let Command::Generate { documents, .. } = &mut ask {
+            *documents = named.iter().copied().map(DocumentId).collect();
+        }
+        match rig.ask(ask).last() {
+            Some(&Event::Finished { digest, .. }) => digest,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut rig = told(Strategy::Parallel, config());
+    let whole = digest(&mut rig, &[]);
+    assert_ne!(digest(&mut rig, &[2]), whole);
+    // One that is open, one that is not there, one named twice.
+    for named in [&[2, 3][..], &[2, 9], &[2, 2]] {
+        assert_eq!(digest(&mut rig, named), whole, "{named:?}");
+    }
+    rig.ask(forget(1, 2));
+    let whole = digest(&mut rig, &[]);
+    assert_eq!(digest(&mut rig, &[2]), whole);
+    let core = rig.engine.usage().core_bytes;
+
+    let mut rig = told(Strategy::Sequential, config());
+    let whole = digest(&mut rig, &[]);
+    assert_eq!(digest(&mut rig, &[2]), whole);
+
+    // A core that does not fit beside the newest one.
+    let tight = Config {
+        core_budget_bytes: core + core / 2,
+        ..config()
+    };
+    let mut rig = told(Strategy::Parallel, tight);
+    let whole = digest(&mut rig, &[]);
+    assert_eq!(digest(&mut rig, &[2]), whole);
+}
+
 #[test]
 fn an_answer_ends_with_its_length_its_end_token_or_the_context() {
     let mut rig = Rig::new(Form::Associative, config());
@@ -154,6 +255,7 @@ fn an_answer_ends_with_its_length_its_end_token_or_the_context() {
         request: RequestId(1),
         session: None,
         adapter_scale: 1.0,
+        documents: Vec::new(),
         prompt: ids(&[4, 5]),
         max_tokens,
         sampling: Sampling {
@@ -254,6 +356,7 @@ fn requests_that_cannot_be_answered_are_refused() {
         request: RequestId(1),
         session: None,
         adapter_scale: 1.0,
+        documents: Vec::new(),
         prompt: prompt.to_vec(),
         continuations,
     };
@@ -336,6 +439,7 @@ fn what_is_cancelled_or_loses_its_session_gives_its_blocks_back_at_once() {
         request: RequestId(3),
         session: Some(SessionId(1)),
         adapter_scale: 1.0,
+        documents: Vec::new(),
         prompt: prompt.clone(),
         continuations: vec![prompt.clone(); 20],
     });

@@ -217,6 +217,7 @@ impl Rig {
             request,
             session: session.map(SessionId),
             adapter_scale: 1.0,
+            documents: Vec::new(),
             prompt: ids(&[5, 6, 2, 8]),
             continuations,
         });
@@ -325,6 +326,7 @@ pub(crate) fn generate(
         request: RequestId(request),
         session: session.map(SessionId),
         adapter_scale: 1.0,
+        documents: Vec::new(),
         prompt: prompt.to_vec(),
         max_tokens,
         sampling: Sampling {

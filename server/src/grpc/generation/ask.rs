@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use engine::{Sampling, TokenId};
+use engine::{DocumentId, Sampling, TokenId};
 use imprint_proto::v1::{self, continuation, prompt::Form};
 use lm::text::Message;
 use relevance::Asked;
@@ -45,12 +45,16 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// Strength of the session's imprint for a prompt.
-    pub(super) fn strength(&self, user: Option<&User>, asked: Option<&Asked>) -> f32 {
+    /// Strength of the session's imprint for a prompt, and the documents that it is to be made of (none: of all).
+    pub(super) fn meant(
+        &self,
+        user: Option<&User>,
+        asked: Option<&Asked>,
+    ) -> (f32, Vec<DocumentId>) {
         match (self.scale, user, asked) {
-            (Some(scale), _, _) => scale,
-            (None, Some(user), Some(asked)) => user.session().strength(asked),
-            (None, _, _) => 1.0,
+            (Some(scale), _, _) => (scale, Vec::new()),
+            (None, Some(user), Some(asked)) => user.session().meant(asked),
+            (None, _, _) => (1.0, Vec::new()),
         }
     }
 }
