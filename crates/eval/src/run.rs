@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use generator::Core;
+use generator::{Core, State};
 use indicatif::{ProgressBar, ProgressStyle};
 use lm::{Lm, LoadOptions, TokenId, text::Text};
 use relevance::Spoken;
@@ -330,6 +330,8 @@ struct Imprint {
     time: Duration,
     /// What it is to questions: by case and question.
     meant: BTreeMap<(usize, usize), (f32, Option<Core>)>,
+    /// Floats of its documents' own sums, which cores are composed of.
+    state_floats: usize,
 }
 
 impl Imprint {
@@ -338,6 +340,15 @@ impl Imprint {
         match self.meant.get(&(case, question)) {
             Some((strength, core)) => (*strength, core.as_ref().unwrap_or(&self.whole)),
             None => (1.0, &self.whole),
+        }
+    }
+
+    /// Floats that have to be kept for such questions: the core, or what it is composed of.
+    fn floats(&self) -> usize {
+        if self.meant.values().any(|(_, core)| core.is_some()) {
+            self.state_floats
+        } else {
+            self.whole.bytes() / size_of::<f32>()
         }
     }
 }
@@ -544,7 +555,13 @@ impl Judge<'_> {
                     meant.insert((asker, number), (what.strength, core));
                 }
             }
-            Ok(Imprint { whole, time, meant })
+            let bytes = states.iter().map(State::bytes).sum::<usize>();
+            Ok(Imprint {
+                whole,
+                time,
+                meant,
+                state_floats: bytes / size_of::<f32>(),
+            })
         };
         cases.iter().enumerate().map(imprint).collect()
     }
@@ -696,7 +713,7 @@ impl Judge<'_> {
         if let (Some(_), Some(imprint)) = (method.imprint(), chunk.imprints.get(place.case)) {
             answer.context_flops = self.imprint_cost(case);
             answer.context_seconds = imprint.time.as_secs_f64();
-            answer.state_floats = imprint.whole.bytes() / size_of::<f32>();
+            answer.state_floats = imprint.floats();
         }
         if place.prefix_tokens > 0 {
             answer.context_flops += self.costs.pass(0, place.prefix_tokens, 0, false);
