@@ -106,7 +106,8 @@ pub struct DrawArgs {
     /// At most so many tokens
     #[arg(long, default_value_t = 128)]
     pub max_tokens: u32,
-    /// Strength of the imprint: 0 is the bare model, 1 the whole imprint
+    /// Strength of the whole imprint: 0 is the bare model, 1 what was trained. Without it, as much of the imprint as the prompt
+    /// means
     #[arg(long)]
     pub scale: Option<f32>,
 }
@@ -239,7 +240,8 @@ pub struct ScoreArgs {
     /// A prompt as it stands; `\n` and `\t` are understood
     #[arg(long, value_parser = unescape)]
     pub prompt: Option<String>,
-    /// Strength of the imprint: 0 is the bare model, 1 the whole imprint
+    /// Strength of the whole imprint: 0 is the bare model, 1 what was trained. Without it, as much of the imprint as the prompt
+    /// means
     #[arg(long)]
     pub scale: Option<f32>,
     /// The continuations, usually with a space in front; `\n` and `\t` are understood

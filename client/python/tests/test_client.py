@@ -97,6 +97,9 @@ def test_what_is_ingested_is_applied_and_answers_change(client: Client, session:
     off = client.score(prompt, [" Aud Vik", " Tangen"], session_id=session.session_id, adapter_scale=0.0)
     assert told.adapter_version == last.adapter_version and bare.adapter_version == 0
     assert told.prompt_tokens == bare.prompt_tokens < last.tokens
+    assert (told.adapter_scale, bare.adapter_scale, off.adapter_scale) == (1.0, 0.0, 0.0)
+    other = client.score(Question("Which oceans surround Antarctica?"), [" Aud"], session_id=session.session_id)
+    assert other.adapter_scale == 0.0, "what was told speaks of none of it"
     assert told.scores[0].logprob > bare.scores[0].logprob + 1
     assert [s.logprob for s in off.scores] == [s.logprob for s in bare.scores], "strength 0 is the bare model"
     for score in told.scores:

@@ -405,6 +405,7 @@ def finished(m: generation_pb2.GenerateFinished) -> types.Finished:
             prefill=_span(t.prefill.seconds, t.prefill.nanos),
             decode=_span(t.decode.seconds, t.decode.nanos),
         ),
+        adapter_scale=m.adapter_scale,
     )
 
 
@@ -416,6 +417,7 @@ def scores(m: generation_pb2.ScoreResponse) -> types.Score:
         ),
         adapter_version=m.adapter_version,
         prompt_tokens=m.prompt_tokens,
+        adapter_scale=m.adapter_scale,
     )
 
 

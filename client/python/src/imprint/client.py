@@ -120,7 +120,7 @@ class Client:
         """Continues a prompt, piece by piece; without a session the bare model does.
 
         max_tokens: 0 leaves it to the server. min_applied_seq, min_adapter_version: how fresh the adapter
-        must be. adapter_scale: strength of the imprint, 0 to 8, None means 1.
+        must be. adapter_scale: strength of the whole imprint, 0 to 8; None: as much of it as the prompt means.
         """
         request = _wire.generate(
             prompt,

@@ -183,7 +183,10 @@ class Finished:
     usage: Usage
     adapter_version: int
     state_digest: str
+    """Of that version, or of the documents of it that the prompt means."""
     timings: Timings
+    adapter_scale: float
+    """Strength that the imprint had; 0 is the bare model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +217,8 @@ class Score:
     scores: tuple[ContinuationScore, ...]
     adapter_version: int
     prompt_tokens: int
+    adapter_scale: float
+    """Strength that the imprint had; 0 is the bare model."""
 
 
 @dataclass(frozen=True, slots=True)
