@@ -19,6 +19,9 @@ use crate::{
     session::{Context, Session},
 };
 
+/// Requests of one step at most whose core has to be read out first: the others' answers wait for it.
+const COMPOSED: usize = 2;
+
 /// The rows of a step.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
@@ -31,10 +34,16 @@ pub(super) struct Batch {
 impl Engine {
     /// Starts requests in order of arrival, while there are places and blocks.
     pub(super) fn admit(&mut self, now: Instant, events: &mut Vec<Event>) {
+        let mut composed = 0;
         while self.running.len() < self.config.max_running && !self.window_waits {
-            let Some(length) = self.waiting.front().map(|request| request.length) else {
+            let Some(next) = self.waiting.front() else {
                 return;
             };
+            let length = next.length;
+            composed += usize::from(!next.adapter.documents.is_empty());
+            if composed > COMPOSED {
+                return;
+            }
             let mut blocks = Blocks::default();
             let yields = |_, session: &Session| session.turn.is_none() || !session.yielded;
             for id in self.evict_for(self.allocator.blocks_for(length), yields) {

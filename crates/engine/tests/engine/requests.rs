@@ -196,6 +196,30 @@ proptest! {
 }
 
 #[test]
+fn requests_that_name_documents_start_two_a_step() {
+    let mut rig = Rig::new(Form::Associative, config());
+    rig.open(1, Strategy::Parallel);
+    for document in 1..3 {
+        rig.ask(ingest(1, document, document, &ids(&[9; 12]), true));
+    }
+    for request in 1..7 {
+        let mut ask = generate(request, Some(1), &ids(&[1, 2]), 20, request);
+        if let Command::Generate { documents, eos, .. } = &mut ask {
+            documents.extend([DocumentId(1)].into_iter().filter(|_| request < 6));
+            eos.clear();
+        }
+        rig.push(ask);
+    }
+    // In order: the one that names none waits for the fifth.
+    for running in [2, 4, 6] {
+        rig.step();
+        assert_eq!(rig.engine.usage().running, running);
+    }
+    let finished = |event: &&Event| matches!(event, Event::Finished { .. });
+    assert_eq!(rig.run().iter().filter(finished).count(), 6);
+}
+
+#[test]
 fn an_answer_is_made_of_all_documents_where_some_cannot_be_had() {
     let told = |strategy, config| {
         let mut rig = Rig::new(Form::Associative, config);
