@@ -2,7 +2,6 @@
 //!
 //! Counted from shapes, never measured; a multiplication and an addition are two operations. Start at [`Costs::new`].
 
-use generator::Module;
 use lm::Lm;
 
 /// Operations of one model's parts.
@@ -23,6 +22,12 @@ pub(crate) struct Costs {
     read_out: f64,
     /// Layers that a context passes through.
     written_layers: f64,
+    /// Of all deltas of a low-rank adapter at the sites, for a token.
+    lora: f64,
+    /// Its floats.
+    lora_floats: usize,
+    /// Layers from the lowest site on.
+    adapted_layers: f64,
     /// Floats of keys and values, for a token.
     kv: usize,
 }
@@ -48,28 +53,30 @@ impl Costs {
             write: 0.0,
             read_out: 0.0,
             written_layers: 0.0,
+            lora: 0.0,
+            lora_floats: 0,
+            adapted_layers: 0.0,
             kv: 2 * shape.key_value * config.layers,
         };
-        for site in lm
-            .generator()
-            .map(generator::Generator::sites)
-            .unwrap_or_default()
-        {
+        let Some(generator) = lm.generator() else {
+            return costs;
+        };
+        let rank = generator.config().export_rank();
+        for site in generator.sites() {
             let (r1, r2, _) = site.ranks();
             let (r1, r2) = (float(r1), float(r2));
-            let (out, input) = match site.id().module {
-                Module::QProj => (q, d),
-                Module::KProj | Module::VProj => (kv, d),
-                Module::OProj => (d, q),
-                Module::GateProj | Module::UpProj => (f, d),
-                Module::DownProj => (d, f),
-            };
+            let (outputs, inputs) = shape.linear(site.id().module);
+            let (out, input) = (float(outputs), float(inputs));
             costs.delta += 2.0 * (r1 * input + r1 * r2 + r2 * out);
             // Keys, two halves of the values, and the sums S and G.
             costs.write += 2.0 * (r1 * input + 2.0 * r2 * d + r1 * r2 + r1 * r1);
             // A Cholesky factorisation and two triangular solves.
             costs.read_out += r1 * r1 * r1 / 3.0 + 2.0 * r1 * r1 * r2;
             costs.written_layers = costs.written_layers.max(float(site.id().layer + 1));
+            let above = float(config.layers - site.id().layer);
+            costs.adapted_layers = costs.adapted_layers.max(above);
+            costs.lora += 2.0 * float(rank) * (input + out);
+            costs.lora_floats += rank * (inputs + outputs);
         }
         costs
     }
@@ -92,6 +99,29 @@ impl Costs {
             })
             .sum();
         windows + self.read_out
+    }
+
+    /// What a low-rank adapter adds to a pass over so many tokens.
+    pub(crate) fn lora_pass(&self, tokens: usize) -> f64 {
+        self.lora * float(tokens)
+    }
+
+    /// Steps of gradient descent on windows of so many tokens, each scored: forward through all layers and back to the lowest
+    /// site. Frozen weights have no gradient, so that their way back costs what the way forward does.
+    pub(crate) fn lora(&self, windows: impl Iterator<Item = usize>, steps: usize) -> f64 {
+        let there_and_back = self.layers + self.adapted_layers;
+        let step: f64 = windows
+            .map(|tokens| {
+                float(tokens) * (there_and_back * self.layer + 2.0 * self.head + 3.0 * self.lora)
+                    + (there_and_back + self.adapted_layers) * self.pair * pairs(0, tokens)
+            })
+            .sum();
+        step * float(steps)
+    }
+
+    /// Floats of a low-rank adapter.
+    pub(crate) fn lora_floats(&self) -> usize {
+        self.lora_floats
     }
 
     /// Floats of the keys and values of so many tokens.

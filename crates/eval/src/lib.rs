@@ -8,6 +8,7 @@
 mod bm25;
 mod cost;
 mod error;
+mod lora;
 mod method;
 pub mod metrics;
 mod model;

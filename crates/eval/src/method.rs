@@ -30,6 +30,9 @@ pub enum Method {
     /// The newest tokens of the context in the prompt, as many as cost what the imprint costs: reading the context once, shared
     /// by the case's questions, and answering one of them.
     InContextTruncated,
+    /// The context by gradient descent: a fresh low-rank adapter of the imprint's rank and places takes some steps of AdamW on the
+    /// context's own tokens, the question alone in the prompt. How many steps is tuned on other cases.
+    Lora,
 }
 
 /// Whose context.
@@ -51,7 +54,7 @@ pub(crate) enum Prompted {
 
 impl Method {
     /// All methods, in the order of tables.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::None,
         Self::NoneStyled,
         Self::InContext,
@@ -62,10 +65,8 @@ impl Method {
         Self::Imprint,
         Self::ImprintForeign,
         Self::ImprintSnippet,
+        Self::Lora,
     ];
-
-    /// Methods that belong into the comparison and do not exist here yet.
-    pub const MISSING: [&str; 1] = ["lora"];
 
     /// Its name in options, reports and tables.
     #[must_use]
@@ -81,6 +82,7 @@ impl Method {
             Self::Imprint => "imprint",
             Self::ImprintForeign => "imprint_foreign",
             Self::ImprintSnippet => "imprint_snippet",
+            Self::Lora => "lora",
         }
     }
 
@@ -95,14 +97,15 @@ impl Method {
             | Self::InContextStyled
             | Self::InContextForeign
             | Self::InContextTruncated
-            | Self::Bm25 => None,
+            | Self::Bm25
+            | Self::Lora => None,
         }
     }
 
     /// What of a context its prompt holds.
     pub(crate) fn prompted(self) -> Prompted {
         match self {
-            Self::None | Self::NoneStyled | Self::Imprint | Self::ImprintForeign => {
+            Self::None | Self::NoneStyled | Self::Imprint | Self::ImprintForeign | Self::Lora => {
                 Prompted::Nothing
             }
             Self::InContext | Self::InContextStyled => Prompted::Context(Whose::Own),
@@ -117,9 +120,19 @@ impl Method {
         matches!(self, Self::NoneStyled | Self::InContextStyled)
     }
 
-    /// Whether it asks what `none` asks, of a model with an imprint: then their distributions can be compared.
+    /// Whether it asks what `none` asks, of an adapted model: then their distributions can be compared.
     pub(crate) fn compares_to_bare(self) -> bool {
-        matches!(self, Self::Imprint | Self::ImprintForeign)
+        matches!(self, Self::Imprint | Self::ImprintForeign | Self::Lora)
+    }
+
+    /// Whether it takes a generator: one that writes, or one that says what the imprint costs, or where and of what rank it is.
+    pub(crate) fn takes_generator(self) -> bool {
+        self.imprint().is_some() || matches!(self, Self::InContextTruncated | Self::Lora)
+    }
+
+    /// Whether it takes so long that it has to be asked for.
+    pub(crate) fn on_demand(self) -> bool {
+        self == Self::Lora
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use generator::{Core, Generator, State, Strategy};
+use generator::{Adapter, Core, Generator, State, Strategy};
 use lm::{KvCache, Lm, Row, TokenId, Windows, text::Text};
 
 use crate::{Error, prompt::Document};
@@ -31,6 +31,8 @@ pub(crate) struct Model<'a> {
     /// Tokens whose text has a line's end in it.
     breaks: HashSet<TokenId>,
     eos: Vec<TokenId>,
+    /// What it runs with in place of imprints.
+    adapter: Option<&'a (dyn Adapter + Sync)>,
 }
 
 /// Questions that share the beginning of their prompt, and the imprint that the model runs with.
@@ -114,7 +116,19 @@ impl<'a> Model<'a> {
             lm,
             text,
             breaks,
+            adapter: None,
         })
+    }
+
+    /// The same model with the deltas of `adapter`, in place of imprints.
+    pub(crate) fn with<'b>(&'b self, adapter: &'b (dyn Adapter + Sync)) -> Model<'b> {
+        Model {
+            lm: self.lm,
+            text: self.text,
+            breaks: self.breaks.clone(),
+            eos: self.eos.clone(),
+            adapter: Some(adapter),
+        }
     }
 
     /// The text of generated tokens. An embedding may have rows that the tokenizer has no token for: they have no text.
@@ -443,7 +457,10 @@ impl<'a> Model<'a> {
                 })
                 .collect();
             let start = Instant::now();
-            let output = self.lm.forward(&mut rows, kv)?;
+            let output = match self.adapter {
+                Some(adapter) => self.lm.adapted(&mut rows, kv, adapter)?,
+                None => self.lm.forward(&mut rows, kv)?,
+            };
             let time = start.elapsed();
             if let Some(all) = output.logits {
                 let (_, vocab) = all.dims2()?; // [wanted, V]

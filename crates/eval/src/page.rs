@@ -87,11 +87,10 @@ fn page(reports: &[Report]) -> String {
         if !names.is_empty() {
             let _ = write!(html, " · not possible here: {}", names.join(", "));
         }
-        let _ = write!(
-            html,
-            " · not there yet: {}</p>",
-            escape(&about.missing.join(", "))
-        );
+        for tuned in &about.lora {
+            let _ = write!(html, " · {}", escape(&tuned.to_string()));
+        }
+        html.push_str("</p>");
         plots(&mut html, report);
         for point in &report.series {
             table(&mut html, point);

@@ -57,6 +57,7 @@ fn colour(method: Method) -> &'static str {
         Method::Imprint => "#cf222e",
         Method::ImprintForeign => "#e99695",
         Method::ImprintSnippet => "#bc4c00",
+        Method::Lora => "#9a6700",
     }
 }
 

@@ -22,6 +22,14 @@ impl Draws {
         usize::try_from(wide >> 64).unwrap_or(0)
     }
 
+    /// A number of the normal distribution of mean 0 and variance 1 (Box and Muller).
+    pub(crate) fn normal(&mut self) -> f32 {
+        // 53 bits each, in (0, 1].
+        let mut unit = || ((self.0.next_u64() >> 11) + 1) as f64 / (1_u64 << 53) as f64;
+        let (radius, turn) = ((-2.0 * unit().ln()).sqrt(), unit());
+        (radius * (std::f64::consts::TAU * turn).cos()) as f32
+    }
+
     /// The same things in another order.
     pub(crate) fn shuffle<T>(&mut self, things: &mut [T]) {
         for place in (1..things.len()).rev() {

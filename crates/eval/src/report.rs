@@ -43,8 +43,57 @@ pub struct About {
     pub context_length: usize,
     /// Methods that this task or model cannot have.
     pub skipped: Vec<Method>,
-    /// Methods that do not exist here yet.
-    pub missing: Vec<String>,
+    /// What method `lora` was tuned to, for each point of the series; empty where it was not run.
+    #[serde(default)]
+    pub lora: Vec<Tuned>,
+}
+
+/// How method `lora` fine-tunes at one point of the series.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tuned {
+    /// The point.
+    pub label: String,
+    /// Rank of the adapter.
+    pub rank: usize,
+    /// Learning rate.
+    pub rate: f64,
+    /// Steps on all of a context.
+    pub steps: usize,
+    /// Other cases that settings were judged on.
+    pub cases: usize,
+    /// All settings that were judged.
+    pub tried: Vec<Tried>,
+}
+
+/// A setting of method `lora`, judged.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Tried {
+    /// Learning rate.
+    pub rate: f64,
+    /// Steps.
+    pub steps: usize,
+    /// Nats a token of the answers: total over total.
+    pub answer_nll: f64,
+}
+
+impl std::fmt::Display for Tuned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "lora at {}: rank {}, {} steps of AdamW at {}, the best for {} other cases of ",
+            self.label, self.rank, self.steps, self.rate, self.cases
+        )?;
+        for (number, tried) in self.tried.iter().enumerate() {
+            let comma = if number == 0 { "" } else { ", " };
+            let Tried {
+                rate,
+                steps,
+                answer_nll,
+            } = tried;
+            write!(f, "{comma}{steps} at {rate}: {answer_nll:.3}")?;
+        }
+        Ok(())
+    }
 }
 
 /// One context, for people.
@@ -223,6 +272,9 @@ pub struct Figures {
     pub query_seconds: f64,
     /// Mean seconds of reading a context once.
     pub context_seconds: f64,
+    /// Their median over contexts; none where a context is not read.
+    #[serde(default)]
+    pub median_context_seconds: Option<f64>,
     /// (none - x) / (none - in_context), of answer_nll.
     pub gap_closed: Option<f64>,
     /// Its interval.
@@ -319,6 +371,10 @@ impl Report {
         let mut text = String::new();
         for point in &self.series {
             table(&mut text, self.about.task, point);
+        }
+        for tuned in &self.about.lora {
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "\n{tuned}.");
         }
         text
     }
@@ -510,6 +566,7 @@ fn figures(examples: &[&Example], methods: &[Method], seed: u64) -> BTreeMap<Str
                 state_floats: mean(&|answer| float(answer.state_floats)),
                 query_seconds: mean(&|answer| answer.query_seconds),
                 context_seconds: mean(&|answer| answer.context_seconds),
+                median_context_seconds: median_context_seconds(examples, method),
                 gap_closed: gap_closed(&total, method),
                 gap_closed_interval: interval(&|all| gap_closed(all, method)),
                 content_gain: content_gain(&total, method),
@@ -522,6 +579,21 @@ fn figures(examples: &[&Example], methods: &[Method], seed: u64) -> BTreeMap<Str
         );
     }
     all
+}
+
+/// Seconds of reading a context once, of each context that is read: their median.
+fn median_context_seconds(examples: &[&Example], method: Method) -> Option<f64> {
+    let of_context: BTreeMap<usize, f64> = examples
+        .iter()
+        .filter_map(|example| {
+            let answer = example.answers.get(method.name())?;
+            (answer.context_seconds > 0.0).then_some((example.context, answer.context_seconds))
+        })
+        .collect();
+    let mut seconds: Vec<f64> = of_context.into_values().collect();
+    seconds.sort_by(f64::total_cmp);
+    let (low, high) = (seconds.len().checked_sub(1)? / 2, seconds.len() / 2);
+    Some(f64::midpoint(seconds[low], seconds[high]))
 }
 
 fn summed(clusters: &[All], times: impl Fn(usize) -> f64) -> All {
@@ -558,7 +630,7 @@ fn table(text: &mut String, task: Task, point: &Point) {
 /// One point as a table, its head first; columns that no method has are left out.
 pub(crate) fn cells(point: &Point) -> Vec<Vec<String>> {
     type Cell = fn(&Figures) -> Option<String>;
-    let columns: [(&str, Cell); 13] = [
+    let columns: [(&str, Cell); 14] = [
         ("n", |f| Some(f.questions.to_string())),
         ("NLL", |f| {
             Some(ranged(f.answer_nll, f.answer_nll_interval, 3, 1.0))
@@ -595,6 +667,9 @@ pub(crate) fn cells(point: &Point) -> Vec<Vec<String>> {
             ))
         }),
         ("floats", |f| Some(format!("{:.2} M", f.state_floats / 1e6))),
+        ("s a context", |f| {
+            f.median_context_seconds.map(|x| format!("{x:.3}"))
+        }),
     ];
     let rows: Vec<(&str, &Figures)> = Method::ALL
         .into_iter()

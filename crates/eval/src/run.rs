@@ -2,10 +2,13 @@
 //!
 //! Cases go in chunks; within a chunk the next case's context is the foreign one. Start at [`run`].
 
+mod adapting;
+
 use std::{
     collections::BTreeMap,
     fs::File,
     io::BufWriter,
+    ops::Range,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -22,7 +25,7 @@ use crate::{
     metrics,
     model::{Answers, Ask, Group, Model},
     prompt::{Document, Prompts},
-    report::{About, Answer, Context, Example, Report},
+    report::{About, Answer, Context, Example, Report, Tuned},
     tasks::{self, Case, LaidOut, Question, Wanted},
 };
 
@@ -44,7 +47,7 @@ pub struct Args {
     /// Write the report as JSON to FILE; without it only the table is printed
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// The methods [default: all that the task has]
+    /// The methods [default: all that the task has, but lora, which takes long]
     #[arg(long, value_name = "METHOD", value_delimiter = ',')]
     pub methods: Vec<Method>,
     /// Context lengths in tokens, each a point of a series: 256,1k,4k. Up to 256 a context is one document alone, beyond it
@@ -172,13 +175,20 @@ pub fn evaluate(args: &Args, lm: &Lm, text: &Text) -> Result<Report, Error> {
         digest,
     } = tasks::lay_out(args.task, args.data.as_deref(), &wanted, &prompts)?;
     let (methods, skipped) = methods(&args.methods, lm, &cases)?;
-    let judge = Judge {
+    let mut judge = Judge {
         model: Model::new(lm, text)?,
         costs: Costs::new(lm),
         prompts: &prompts,
         methods: &methods,
         whole: args.whole,
+        seed: args.seed,
+        tuned: Vec::new(),
     };
+    if methods.contains(&Method::Lora) {
+        let others = adapting::wanted(&wanted);
+        let others = tasks::lay_out(args.task, args.data.as_deref(), &others, &prompts)?;
+        judge.tuned = judge.tune(&cases, &adapting::unseen(others.cases, &cases))?;
+    }
     let bar = ProgressBar::new(cases.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} cases, {eta} left") {
         bar.set_style(style);
@@ -209,7 +219,7 @@ pub fn evaluate(args: &Args, lm: &Lm, text: &Text) -> Result<Report, Error> {
             .map(|generator| generator.digest().to_owned()),
         context_length: lm.config().context_length,
         skipped,
-        missing: Method::MISSING.map(str::to_owned).to_vec(),
+        lora: judge.tuned,
     };
     Ok(Report::new(about, &methods, contexts, examples))
 }
@@ -226,17 +236,17 @@ fn methods(asked: &[Method], lm: &Lm, cases: &[Case]) -> Result<(Vec<Method>, Ve
     let has = |method: &Method| {
         (!method.styled() || styled)
             && (method.prompted() != Prompted::Passage || looked_up)
-            && (generator
-                || (method.imprint().is_none() && method.prompted() != Prompted::Truncated))
+            && (generator || !method.takes_generator())
     };
-    if !generator && let Some(method) = asked.iter().find(|method| method.imprint().is_some()) {
+    let lacks = |method: &&Method| method.imprint().is_some() || method.on_demand();
+    if !generator && let Some(method) = asked.iter().find(lacks) {
         return Err(Error::NoGenerator {
             method: method.name(),
         });
     }
     let wanted: Vec<Method> = Method::ALL
         .into_iter()
-        .filter(|method| asked.is_empty() || asked.contains(method))
+        .filter(|method| asked.contains(method) || (asked.is_empty() && !method.on_demand()))
         .collect();
     let (run, skipped): (Vec<_>, Vec<_>) = wanted.into_iter().partition(has);
     if run.is_empty() {
@@ -372,6 +382,9 @@ struct Judge<'a> {
     prompts: &'a Prompts<'a>,
     methods: &'a [Method],
     whole: bool,
+    seed: u64,
+    /// Settings of method `lora` for each point of the series.
+    tuned: Vec<Tuned>,
 }
 
 impl Judge<'_> {
@@ -400,8 +413,11 @@ impl Judge<'_> {
         let compares = self.methods.iter().any(|method| method.compares_to_bare());
         for alone in [true, false] {
             let methods = self.methods.iter().copied();
-            let methods = methods.filter(|method| (*method == Method::None) == alone);
-            let Batch { groups, places } = self.batch(&chunk, methods, &bare, alone && compares)?;
+            let methods = methods
+                .filter(|method| *method != Method::Lora && (*method == Method::None) == alone);
+            let all = 0..cases.len();
+            let Batch { groups, places } =
+                self.batch(&chunk, methods, all, &bare, alone && compares)?;
             let mut answers = self.model.hear(&groups)?;
             for place in &places {
                 let answer = self.judged(place, &chunk, &answers)?;
@@ -417,6 +433,9 @@ impl Judge<'_> {
                 }
             }
         }
+        if self.methods.contains(&Method::Lora) {
+            self.adapt(&chunk, first, &bare, &mut examples)?;
+        }
         let mut examples: Vec<Example> = examples.into_iter().flatten().collect();
         for example in &mut examples {
             example.compare();
@@ -424,17 +443,19 @@ impl Judge<'_> {
         Ok(examples)
     }
 
-    /// All questions of a chunk under some methods. `keep`: their distributions are kept.
+    /// All questions of some cases of a chunk under some methods. `keep`: their distributions are kept.
     fn batch<'b>(
         &self,
         chunk: &'b Chunk<'_>,
         methods: impl Iterator<Item = Method>,
+        cases: Range<usize>,
         bare: &'b Bare,
         keep: bool,
     ) -> Result<Batch<'b>, Error> {
         let mut batch = Batch::default();
         for method in methods {
-            for (index, case) in chunk.cases.iter().enumerate() {
+            for index in cases.clone() {
+                let case = &chunk.cases[index];
                 let imprint = match method.imprint().map(|whose| chunk.whose(index, whose)) {
                     // There is no foreign context.
                     Some(None) => continue,

@@ -174,6 +174,18 @@ impl Config {
         })
     }
 
+    /// r of an adapter that a core is exported as, at most: that of a truncated core, else R2.
+    pub fn export_rank(&self) -> usize {
+        let Self {
+            r1, r2, max_rank, ..
+        } = *self;
+        match self.read_out {
+            ReadOut::Svd => max_rank,
+            ReadOut::Ridge if max_rank * (r1 + r2) < r1 * r2 => max_rank,
+            ReadOut::Frobenius | ReadOut::Spectral | ReadOut::Ridge => r2,
+        }
+    }
+
     /// Whether a weight file with this digest is a base of the generator; true if the config names none.
     pub fn names_base(&self, digest: &str) -> bool {
         self.base_digest.is_empty()

@@ -1,14 +1,14 @@
 //! The same forward for training: what sites see of a context, and sequences that gradients can follow.
 //!
 //! Context passes and teachers run over a cache, without gradients; queries attend to their own tokens, and are
-//! differentiable from the first linear on that an adapter's delta reaches. Start at [`Lm::observe`] and
-//! [`Lm::differentiable`].
+//! differentiable from the first linear on that an adapter's delta reaches. What was trained answers over a cache again,
+//! whether it is a generator or not. Start at [`Lm::observe`], [`Lm::differentiable`] and [`Lm::adapted`].
 
 use candle_core::Tensor;
 use generator::{Adapter, Seen, SiteId};
 use kernels::Linear;
 
-use crate::{Error, KvCache, Lm, Row, TokenId, batch::Batch};
+use crate::{Error, KvCache, Lm, Output, Row, TokenId, batch::Batch};
 
 impl Lm {
     /// Reads rows and hands out what `sites` see of their tokens, rows in order: x [T, Din] and h [T, D] each. Rows
@@ -70,6 +70,31 @@ impl Lm {
         }
         let h = self.embedding.rows(&batch.tokens)?; // [T, D]
         self.through(h, &mut batch, None, None)
+    }
+
+    /// [`Lm::forward`] with the deltas of `adapter` in place of the attached generator's: the same numbers as
+    /// [`Lm::differentiable`], bit for bit. Rows' cores are not used, and nothing is written.
+    ///
+    /// # Errors
+    /// What [`Lm::forward`] says of a row, and what the adapter says.
+    pub fn adapted<'a>(
+        &self,
+        rows: &mut [Row<'a>],
+        kv: &KvCache,
+        adapter: &'a (dyn Adapter + Sync),
+    ) -> Result<Output, Error> {
+        kernels::on_pool(|| {
+            let caches = kv.layers(self.config())?;
+            let mut batch = Batch::new(rows, self.config(), self.generator(), kv)?;
+            if batch.is_empty() {
+                return Ok(Output { logits: None });
+            }
+            batch.adapter = Some(adapter);
+            let h = self.embedding.rows(&batch.tokens)?; // [T, D]
+            let h = self.through(h, &mut batch, Some(caches), None)?; // [wanted, D]
+            let logits = h.map(|h| self.head.forward(&h)).transpose()?; // [wanted, V]
+            Ok(Output { logits })
+        })
     }
 
     /// The residual behind the last layer, before the final norm, at the wanted positions of bare sequences as in

@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::ops::Range;
+
 use candle_core::Tensor;
-use generator::{Core, Strategy, Window};
+use generator::{Adapter, Core, SiteId, Strategy, Window};
 use lm::{KvCache, Lm, LoadOptions, Row, TokenId, Windows};
 use proptest::prelude::*;
 use testkit::{Form, GeneratorSpec, Random, TinySpec, cut, cuts, tiny_base, tiny_generator};
@@ -339,4 +341,67 @@ fn windows_read_together_are_windows_read_alone() {
             );
         }
     }
+}
+
+/// A low-rank delta at every linear that takes or gives what its factors do.
+struct Everywhere {
+    a: Tensor,
+    b: Tensor,
+}
+
+impl Adapter for Everywhere {
+    fn delta(
+        &self,
+        _: SiteId,
+        x: &Tensor,
+        _: &[(usize, Range<usize>)],
+    ) -> Result<Option<Tensor>, generator::Error> {
+        let ((_, input), (_, takes)) = (x.dims2()?, self.a.dims2()?);
+        if input != takes {
+            return Ok(None);
+        }
+        let c = kernels::linear_trained(x, &self.a)?; // [T, r]
+        Ok(Some(kernels::linear_trained(&c, &self.b)?)) // [T, Dout]
+    }
+}
+
+#[test]
+fn rows_under_an_adapter_are_the_differentiable_forward_however_they_are_cut() {
+    let lm = model("llama", Form::Associative, vec!["down_proj"], None);
+    let (hidden, wide) = (lm.config().hidden, lm.config().intermediate);
+    let mut random = Random::new(5);
+    // Only down_proj takes so many.
+    let adapter = Everywhere {
+        a: random.tensor(&[3, wide], 0.0, 0.3),
+        b: random.tensor(&[hidden, 3], 0.0, 0.3),
+    };
+    let tokens: Vec<TokenId> = (0..13).map(|n| TokenId(3 + n * 5 % 40)).collect();
+    let whole = lm
+        .differentiable(&[(&tokens, tokens.len())], Some(&adapter))
+        .unwrap()
+        .unwrap();
+    let want = lm.head().forward(&whole).unwrap(); // [T, V]
+    let want = want.to_vec2::<f32>().unwrap();
+    for cut in [1, 5, 12] {
+        let kv = KvCache::new(lm.config(), BLOCKS_PER_ROW, BLOCK).unwrap();
+        let blocks: Vec<u32> = (0..BLOCKS_PER_ROW as u32).rev().collect();
+        let mut found = Vec::new();
+        for span in [0..cut, cut..tokens.len()] {
+            let mut rows = [Row {
+                tokens: &tokens[span.clone()],
+                position: span.start,
+                blocks: &blocks,
+                core: None,
+                scale: 1.0,
+                window: None,
+                lookahead: None,
+                logits: span.len(),
+            }];
+            let output = lm.adapted(&mut rows, &kv, &adapter).unwrap();
+            found.extend(output.logits.unwrap().to_vec2::<f32>().unwrap());
+        }
+        assert_eq!(found, want, "{cut}");
+    }
+    let bare = lm.logits(&tokens, None, 1.0).unwrap();
+    assert_ne!(bare.to_vec2::<f32>().unwrap(), want);
 }

@@ -40,7 +40,7 @@ fn about() -> About {
         generator_digest: None,
         context_length: 8192,
         skipped: Vec::new(),
-        missing: Vec::new(),
+        lora: Vec::new(),
     }
 }
 

@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use engine::{Command, Config, DocumentId, Engine, Event, RequestId, Seq, SessionId};
-use eval::{Error, Method, report::Report};
+use eval::{
+    Error, Method,
+    report::{Example, Report, Tried},
+};
 use lm::{Lm, TokenId};
 
 use crate::support::{Tiny, refused, spec, squad};
@@ -81,7 +84,11 @@ fn every_method_answers_every_question() {
         .unwrap();
     assert_eq!(report.examples.len(), 8);
     for example in &report.examples {
+        assert!(!example.answers.contains_key("lora"));
         for method in Method::ALL {
+            if method == Method::Lora {
+                continue;
+            }
             let answer = &example.answers[method.name()];
             assert!(answer.nll.is_finite() && answer.nll > 0.0, "{method:?}");
             assert!(
@@ -180,7 +187,7 @@ fn what_is_judged_is_what_the_engine_serves() {
     let tiny = Tiny::new();
     let report = tiny
         .run(
-            "--task squad --limit 4 --context-tokens 300 --questions 2 --methods imprint",
+            "--task squad --limit 4 --context-tokens 300 --questions 2 --methods imprint --whole",
             &squad(12),
         )
         .unwrap();
@@ -299,6 +306,61 @@ fn without_a_generator_imprints_are_refused_and_left_out_by_default() {
         matches!(error, Error::NoGenerator { method: "imprint" }),
         "{error}"
     );
+    let error = tiny
+        .run("--task squad --methods none,lora", &squad(20))
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::NoGenerator { method: "lora" }),
+        "{error}"
+    );
+}
+
+#[test]
+fn lora_is_tuned_on_other_cases_and_says_what_it_took() {
+    let tiny = Tiny::new();
+    let line = "--task squad --limit 4 --questions 2 --methods none,imprint,lora";
+    let report = tiny.run(line, &squad(12)).unwrap();
+    let [tuned] = report.about.lora.as_slice() else {
+        panic!("{:?}", report.about.lora)
+    };
+    assert_eq!((tuned.label.as_str(), tuned.cases), ("alone", 4));
+    let best = tuned.tried.iter().map(|tried| tried.answer_nll);
+    let best = best.min_by(f64::total_cmp).unwrap();
+    let taken = |tried: &&Tried| tried.rate == tuned.rate && tried.steps == tuned.steps;
+    assert_eq!(tuned.tried.iter().find(taken).unwrap().answer_nll, best);
+    for example in &report.examples {
+        let (none, imprint) = (&example.answers["none"], &example.answers["imprint"]);
+        let lora = &example.answers["lora"];
+        assert!(lora.nll.is_finite() && lora.nll != none.nll);
+        assert!(lora.kl.unwrap() > 0.0 && lora.text.is_some() && lora.f1.is_some());
+        assert_eq!(lora.prompt_tokens, none.prompt_tokens);
+        assert!(lora.context_flops > imprint.context_flops);
+        assert!(lora.query_flops > none.query_flops);
+        assert!(lora.context_seconds > 0.0 && lora.state_floats > 0);
+    }
+    let seconds = |method: Method| report.methods[method.name()].median_context_seconds;
+    assert!(seconds(Method::Lora).unwrap() > seconds(Method::Imprint).unwrap());
+    assert_eq!(seconds(Method::None), None);
+    let table = report.markdown();
+    assert!(table.contains("s a context") && table.contains("\nlora at alone: rank"));
+
+    let again = tiny.run(line, &squad(12)).unwrap();
+    for (one, other) in report.examples.iter().zip(&again.examples) {
+        let bits = |example: &Example| example.answers["lora"].nll.to_bits();
+        assert_eq!(bits(one), bits(other));
+    }
+}
+
+#[test]
+fn lora_without_cases_to_tune_on_says_so() {
+    let tiny = Tiny::new();
+    let error = tiny
+        .run("--task squad --limit 30 --methods lora", &squad(6))
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::TooFew { detail } if detail.contains("lora")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -331,9 +393,9 @@ fn the_chat_form_puts_questions_as_messages() {
 #[test]
 fn methods_and_tasks_that_are_not_there_are_named() {
     assert!(refused("--task squid").contains("squid"));
-    let said = refused("--task squad --methods lora");
+    let said = refused("--task squad --methods loro");
     assert!(
-        said.contains("lora") && said.contains("imprint_foreign"),
+        said.contains("loro") && said.contains("lora") && said.contains("imprint_foreign"),
         "{said}"
     );
     assert!(refused("--task squad --context-tokens long").contains("16k"));
