@@ -35,6 +35,8 @@ pub struct Spoken {
     /// Words of the open window, repetitions and common ones included.
     count: usize,
     labels: BTreeSet<u32>,
+    /// Whether somebody speaks of himself.
+    personal: bool,
     listener: Listener,
 }
 
@@ -61,6 +63,7 @@ impl Spoken {
                 self.labels.insert(label);
             }
         }
+        self.personal |= heard.personal;
         self.listener = heard.listener;
     }
 
@@ -99,6 +102,8 @@ pub struct Asked {
     /// The words of each message that has any.
     messages: Vec<Vec<u32>>,
     label: Option<u32>,
+    /// Whether the newest message is about who asks.
+    personal: bool,
 }
 
 impl Asked {
@@ -109,19 +114,24 @@ impl Asked {
         messages: impl DoubleEndedIterator<Item = &'a str>,
         label: Option<&str>,
     ) -> Self {
-        let words = |message: &str| -> Vec<u32> {
-            let heard = Listener::default().hear(message);
-            let mut words: BTreeSet<u32> = heard.words.into_iter().flatten().collect();
-            words.extend(heard.listener.under_way());
+        let mut heard = messages.rev().take(MESSAGES).map(|message| {
+            // Its last word ends with it.
+            Listener::default().hear(&format!("{message}\n"))
+        });
+        let newest = heard.next();
+        let personal = newest.as_ref().is_some_and(|heard| heard.personal);
+        let words = |heard: Heard| -> Vec<u32> {
+            let words: BTreeSet<u32> = heard.words.into_iter().flatten().collect();
             words.into_iter().collect()
         };
         Self {
-            messages: messages
-                .rev()
-                .take(MESSAGES)
+            messages: newest
+                .into_iter()
+                .chain(heard)
                 .map(words)
                 .filter(|words| !words.is_empty())
                 .collect(),
+            personal,
             label: label.and_then(|label| {
                 let last = label.rsplit('\n').next().unwrap_or("");
                 let heard = Listener::default().hear(last);
@@ -151,7 +161,8 @@ impl Meant {
 /// What of an imprint of these documents is meant by a prompt.
 ///
 /// All of it if the prompt says nothing to go by (no word but common ones), or ends with a label that the documents use (a
-/// task's own form, as in few-shot examples). Else its strength rises with the share of a message's words that one window of
+/// task's own form, as in few-shot examples), or if who asks speaks of himself (`my`, `me`) and so does a document: "how old
+/// is my sister" need not share a word with what was told of her. Else its strength rises with the share of a message's words that one window of
 /// a document speaks of; of several messages the one counts that has the largest share. With it the documents are chosen that
 /// speak of these words most, words that few of them speak of counting for more (inverse document frequency).
 #[must_use]
@@ -173,16 +184,17 @@ pub fn meant(told: &[&Spoken], asked: &Asked) -> Meant {
             most = (share, Some(message));
         }
     }
-    let (share, Some(message)) = most else {
-        return Meant {
-            strength: 0.0,
-            documents: None,
-        };
-    };
+    let (share, message) = most;
     let [none, all] = SHARES;
+    let strength = ((share - none) / (all - none)).clamp(0.0, 1.0);
+    if strength < 1.0 && asked.personal && told.iter().any(|spoken| spoken.personal) {
+        return Meant::ALL;
+    }
     Meant {
-        strength: ((share - none) / (all - none)).clamp(0.0, 1.0),
-        documents: chosen(told, message),
+        strength,
+        documents: message
+            .filter(|_| strength > 0.0)
+            .and_then(|message| chosen(told, message)),
     }
 }
 

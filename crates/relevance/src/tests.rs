@@ -40,6 +40,21 @@ fn a_question_that_names_nothing_gets_all_of_it() {
 }
 
 #[test]
+fn who_speaks_of_himself_means_what_was_told_of_him() {
+    let told = ["My sister Ada is a nurse in Oslo.", MILL];
+    assert_eq!(
+        all_of(&told, "What is my profession, what do I live on?"),
+        Meant::ALL
+    );
+    assert_eq!(
+        all_of(&told, "Where does my sister work?").documents,
+        Some(vec![0])
+    );
+    assert_eq!(of(&[MILL], "What is my profession?"), 0.0);
+    assert_eq!(of(&told, "What is the capital of Portugal?"), 0.0);
+}
+
+#[test]
 fn words_count_together_only_if_one_window_speaks_of_them() {
     let filler = "word ".repeat(2 * WINDOW);
     let apart = format!("{MILL} {filler} Lisbon and copper and zinc and tin.");

@@ -23,6 +23,9 @@ say says she should shouldn since so some something such summarise summarize sum
 their them then there these they thing things this those through time to told too two type under until up us use used ve very was wasn \
 way we were weren what when where which while who whom whose why will with without won would wouldn write year you your yourself";
 
+/// By these a user speaks of himself; "I" and "us" are too often a number and a country.
+const PERSONAL: [&str; 6] = ["me", "my", "mine", "myself", "we", "our"];
+
 /// Turns text, as it comes, into what it speaks of; a word that is cut between two pieces is put together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listener {
@@ -52,6 +55,8 @@ pub struct Heard {
     pub(crate) words: Vec<Option<u32>>,
     /// Hashes of what stands before a colon at the beginning of a line.
     pub(crate) labels: Vec<u32>,
+    /// Whether somebody speaks of himself.
+    pub(crate) personal: bool,
     /// Who goes on behind the piece.
     pub(crate) listener: Listener,
 }
@@ -86,6 +91,7 @@ impl Listener {
 
     fn end(&mut self, heard: &mut Heard) {
         if !self.word.is_empty() {
+            heard.personal |= PERSONAL.contains(&self.word.as_str());
             heard.words.push(stem(&self.word).map(hash));
             self.word.clear();
         }
