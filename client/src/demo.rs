@@ -239,10 +239,15 @@ async fn answer(
     prompt: v1::Prompt,
     fact: &Fact,
 ) -> Result<Answer, Failure> {
+    let adapter = v1::AdapterSelection {
+        // The server would leave out what does not concern the question: the control is the whole.
+        adapter_scale: (arm == Arm::Foreign).then_some(1.0),
+        ..prompt::adapter(session)
+    };
     let asked = Instant::now();
     let mut generation = client
         .generate(v1::GenerateRequest {
-            adapter: Some(prompt::adapter(session)),
+            adapter: Some(adapter.clone()),
             prompt: Some(prompt.clone()),
             stop: vec!["\n".to_owned()],
             max_tokens: MAX_TOKENS,
@@ -265,7 +270,7 @@ async fn answer(
     }
     let scored = client
         .score(v1::ScoreRequest {
-            adapter: Some(prompt::adapter(session)),
+            adapter: Some(adapter),
             prompt: Some(prompt),
             continuations: vec![v1::Continuation {
                 form: Some(v1::continuation::Form::Text(format!(" {}\n", fact.answer))),

@@ -1,4 +1,4 @@
-//! Reference vectors: the shipped generator on the real model, told through the engine.
+//! Reference vectors: the first generator, which lies beside them, on the real model, told through the engine.
 //!
 //! `streams.safetensors` beside the reference vectors holds logits of a query under documents of several windows and a tail: each
 //! alone, both, and the first as far as a flush saw it. The log-probabilities of the query's own tokens are compared.
@@ -79,13 +79,12 @@ fn golden_streams_told_through_the_engine_agree() {
     };
     let vectors = safetensors::load(folder.join("streams.safetensors"), &Device::Cpu)
         .expect("reference vectors");
-    let generator = testkit::repository_root().join("models/smollm2-135m-instruct");
     let config = Config {
         kv_blocks: 64,
         ..Config::default()
     };
     let mut real = Real(
-        Engine::load(&testkit::smollm2_gguf(), Some(&generator), config).expect("the model loads"),
+        Engine::load(&testkit::smollm2_gguf(), Some(&folder), config).expect("the model loads"),
     );
     let [a, b, query] = ["document.a", "document.b", "query"].map(|name| tokens(&vectors, name));
     let last = query.len().min(vectors["a.logits"].dims()[0]) - 1;
