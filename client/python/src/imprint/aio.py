@@ -483,13 +483,21 @@ class AsyncIngestStream:
             last, heard = self._next_seq - 1, self._applied_count
             if last == 0:
                 return None
-            await self._write(_wire.ingest_flush())
+
+        async def ask() -> None:
+            async with self._writing:
+                # A write to a call that the server has just ended fails without the server's reason: chunks first.
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self._ended or self._accepted_seq >= last)
+                    self._check()
+                await self._write(_wire.ingest_flush())
 
         def published() -> bool:
             fresh = self._applied_count != heard
             return self._ended or (fresh and self._applied is not None and self._applied.seq >= last)
 
         async def wait() -> None:
+            await ask()
             async with self._changed:
                 await self._changed.wait_for(published)
 
