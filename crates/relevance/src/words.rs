@@ -3,7 +3,11 @@
 //! A stem is the first six letters in lower case, without a plural's s; letters of scripts that are written without spaces
 //! are words by themselves. Start at [`Listener::hear`].
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::LazyLock,
+};
 
 /// Letters of a stem.
 const STEM: usize = 6;
@@ -22,6 +26,9 @@ not now of off on once one only or other our out over own part passage people pe
 say says she should shouldn since so some something such summarise summarize summary t take talk tell text than thank thanks that the \
 their them then there these they thing things this those through time to told too two type under until up us use used ve very was wasn \
 way we were weren what when where which while who whom whose why will with without won would wouldn write year you your yourself";
+
+static COMMON_WORDS: LazyLock<HashSet<&str>> =
+    LazyLock::new(|| COMMON.split_ascii_whitespace().collect());
 
 /// By these a user speaks of himself; "I" and "us" are too often a number and a country.
 const PERSONAL: [&str; 6] = ["me", "my", "mine", "myself", "we", "our"];
@@ -119,7 +126,7 @@ fn stem(word: &str) -> Option<&str> {
     let mut letters = word.chars();
     let (first, second) = (letters.next()?, letters.next());
     let single = second.is_none() && first < IDEOGRAPHS && !first.is_numeric();
-    if single || COMMON.split_ascii_whitespace().any(|common| common == word) {
+    if single || COMMON_WORDS.contains(word) {
         return None;
     }
     if let Some((end, _)) = word.char_indices().nth(STEM) {

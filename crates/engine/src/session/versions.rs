@@ -2,7 +2,7 @@
 //!
 //! Start at [`Session::settle`].
 
-use generator::{Generator, Strategy};
+use generator::{Core, Generator, State, Strategy};
 
 use super::{Asks, Barrier, Context, Published, Session, Tail};
 use crate::{
@@ -179,11 +179,7 @@ impl Session {
                 total.add(&state, 1.0)?;
             }
         }
-        let core = if total.is_empty() {
-            None
-        } else {
-            Some(generator.read_out(&total)?)
-        };
+        let core = core_of(&total, generator)?;
         Ok(Some(Fold {
             digest,
             tokens,
@@ -220,11 +216,7 @@ impl Session {
                 total.add(state, 1.0)?;
             }
         }
-        let core = if total.is_empty() {
-            None
-        } else {
-            Some(generator.read_out(&total)?)
-        };
+        let core = core_of(&total, generator)?;
         Ok(Some(Fold {
             digest: hash.finish(),
             tokens,
@@ -339,9 +331,16 @@ impl Session {
     }
 }
 
+/// The core of summed documents; none of nothing.
+fn core_of(total: &State, generator: &Generator) -> Result<Option<Core>, generator::Error> {
+    (!total.is_empty())
+        .then(|| generator.read_out(total))
+        .transpose()
+}
+
 /// What a version is made of.
 pub(crate) struct Fold {
     pub(crate) digest: Digest,
     pub(crate) tokens: usize,
-    pub(crate) core: Option<generator::Core>,
+    pub(crate) core: Option<Core>,
 }

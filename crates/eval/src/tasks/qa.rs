@@ -174,6 +174,13 @@ impl Library {
         Some(vec![show(first)?, show(second)?])
     }
 
+    /// Places of the documents that are no longer than a window.
+    fn of_one_window(&self) -> Vec<usize> {
+        (0..self.documents.len())
+            .filter(|&place| self.tokens(place) <= ALONE)
+            .collect()
+    }
+
     fn tokens(&self, place: usize) -> usize {
         self.documents[place].document.tokens.len()
     }
@@ -278,9 +285,7 @@ pub(super) fn stream(
     prompts: &Prompts<'_>,
 ) -> Result<LaidOut, Error> {
     let library = Library::read(path, wanted, prompts)?;
-    let fitting: Vec<usize> = (0..library.documents.len())
-        .filter(|&place| library.tokens(place) <= ALONE)
-        .collect();
+    let fitting = library.of_one_window();
     let longest = wanted.windows.iter().copied().max().unwrap_or(1);
     if longest == 0 || longest > fitting.len() {
         return Err(Error::Option {
@@ -320,9 +325,7 @@ pub(super) fn forget(
     prompts: &Prompts<'_>,
 ) -> Result<LaidOut, Error> {
     let library = Library::read(path, wanted, prompts)?;
-    let fitting: Vec<usize> = (0..library.documents.len())
-        .filter(|&place| library.tokens(place) <= ALONE)
-        .collect();
+    let fitting = library.of_one_window();
     let mut draws = Draws::new(wanted.seed, "demonstrations");
     let (mut cases, mut asked) = (Vec::new(), 0);
     for told in fitting.chunks_exact(TOLD) {
