@@ -141,6 +141,8 @@ pub struct Engine {
     pub max_queued_tokens: Option<usize>,
     /// Bytes of all sessions' states.
     pub state_budget_bytes: Option<usize>,
+    /// Bytes of what single tokens of all sessions' documents wrote.
+    pub trace_budget_bytes: Option<usize>,
     /// Bytes of the cores of all sessions' versions, those included that running requests are pinned to.
     pub core_budget_bytes: Option<usize>,
     /// Whether quantised weights are expanded to f32.
@@ -495,6 +497,7 @@ impl Engine {
             max_session_tokens,
             max_queued_tokens,
             state_budget_bytes,
+            trace_budget_bytes,
             core_budget_bytes,
             dequantize,
         } = self;
@@ -510,6 +513,7 @@ impl Engine {
         set(&mut settings.max_session_tokens, max_session_tokens);
         set(&mut settings.max_queued_tokens, max_queued_tokens);
         set(&mut settings.state_budget_bytes, state_budget_bytes);
+        set(&mut settings.trace_budget_bytes, trace_budget_bytes);
         set(&mut settings.core_budget_bytes, core_budget_bytes);
         settings.dequantize = dequantize.unwrap_or(settings.dequantize);
         settings

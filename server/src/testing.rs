@@ -134,6 +134,7 @@ fn opened(link: &Link) {
         digest: Digest([0; 32]),
         tokens: 0,
         state_bytes: 0,
+        trace_bytes: 0,
         core_bytes: 0,
     };
     link.progress

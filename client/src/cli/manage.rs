@@ -191,6 +191,7 @@ fn show(session: &Session, documents: &[Document], output: &mut Output) -> Resul
             ),
         ),
         ("state", view::bytes(session.state_bytes)),
+        ("traces", view::bytes(session.trace_bytes)),
         ("core", view::bytes(session.core_bytes)),
         (
             "labels",

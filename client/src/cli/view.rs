@@ -25,6 +25,7 @@ pub(super) fn session(session: &v1::Session) -> Value {
         "context_tokens": session.context_tokens,
         "documents": session.documents,
         "state_bytes": session.state_bytes,
+        "trace_bytes": session.trace_bytes,
         "core_bytes": session.core_bytes,
         "forked_from": session.forked_from,
     })

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use engine::{
-    Command, Config, DocumentId, Engine, Event, ModelInfo, RequestId, Sampling, Seq, SessionId,
-    Strategy, TokenId,
+    Chosen, Command, Config, DocumentId, Engine, Event, ModelInfo, RequestId, Sampling, Seq,
+    SessionId, Strategy, TokenId,
 };
 
 /// An engine and the numbers of what was given to it.
@@ -83,7 +83,7 @@ impl Driver {
             request,
             session,
             adapter_scale: 1.0,
-            documents: Vec::new(),
+            chosen: Chosen::default(),
             prompt: prompt.to_vec(),
             max_tokens,
             sampling: Sampling::default(),

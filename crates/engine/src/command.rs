@@ -2,6 +2,8 @@
 //!
 //! A command only queues; the next step takes all of them, in order. Answers are events. Start at [`Command`].
 
+use std::ops::Range;
+
 use generator::Strategy;
 
 use crate::ids::{DocumentId, RequestId, Seq, SessionId, TokenId};
@@ -78,9 +80,8 @@ pub enum Command {
         session: Option<SessionId>,
         /// Strength of the imprint; 0 is the bare model.
         adapter_scale: f32,
-        /// The documents that its imprint is made of, as if the session had been told these alone; empty: of all. Where one of
-        /// them is not read to its end, or the session is sequential, or the core does not fit, it is made of all, too.
-        documents: Vec<DocumentId>,
+        /// What its imprint is made of.
+        chosen: Chosen,
         /// The prompt; at least one token.
         prompt: Vec<TokenId>,
         /// At most so many tokens; cut to what fits the model's context.
@@ -99,7 +100,7 @@ pub enum Command {
         /// As in `Generate`.
         adapter_scale: f32,
         /// As in `Generate`.
-        documents: Vec<DocumentId>,
+        chosen: Chosen,
         /// What comes before each continuation; at least one token.
         prompt: Vec<TokenId>,
         /// At least one, each of at least one token, scored independently of each other.
@@ -118,6 +119,27 @@ pub enum Command {
         /// The request.
         request: RequestId,
     },
+}
+
+/// What an imprint is made of: some of a session's documents, as if the session had been told these alone, or some of their tokens.
+/// Where one of the documents is not read to its end, or the session is sequential, or the core does not fit, it is made of all.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chosen {
+    /// The parts, each of another document; none: all of everything.
+    pub parts: Vec<Part>,
+    /// With what weight the tokens around those that are named count, added to all of them. Finite, at least 0.
+    pub beside: f32,
+}
+
+/// A part of what a session was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The document.
+    pub document: DocumentId,
+    /// Tokens of it, ascending; none: all of them. A document of which no single tokens are kept is taken whole.
+    pub tokens: Vec<Range<usize>>,
+    /// The tokens around them, ascending.
+    pub around: Vec<Range<usize>>,
 }
 
 /// How tokens are drawn. In this order: repetition penalty, temperature, `top_k`, `top_p`, `min_p`, then one draw.

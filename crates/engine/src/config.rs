@@ -38,6 +38,10 @@ pub struct Config {
     /// two that reading again would take. While a document is open or unread, it may come to hold more: the open window,
     /// where that was not counted, and both of a provisional end. A document that does not fit is refused.
     pub state_budget_bytes: usize,
+    /// Bytes of what single tokens of documents wrote (bf16 keys and values), kept so that a request can be made of some sentences
+    /// of a document. A document that does not fit goes on without: it is taken whole then. Open windows hold at most their own
+    /// beside. 0 keeps nothing.
+    pub trace_budget_bytes: usize,
     /// Bytes of all cores: of newest versions, of versions that running requests are pinned to, and of open windows that
     /// are read with one of their own (sequential); each core counts once, however many hold it. A version beyond it is not
     /// published: who asked for it is told, and the session keeps its older one. What a forgotten document leaves is published all
@@ -62,6 +66,7 @@ impl Default for Config {
             max_session_tokens: 1 << 20,
             max_queued_tokens: 1 << 18,
             state_budget_bytes: 4 << 30,
+            trace_budget_bytes: 1 << 30,
             core_budget_bytes: 1 << 30,
             dequantize: false,
         }

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use generator::Strategy;
 
 use crate::ids::{Digest, TokenId};
@@ -53,6 +55,19 @@ impl StateHash {
             self.0
                 .update(&document.tokens.to_le_bytes())
                 .update(document.hasher.finalize().as_bytes());
+        }
+    }
+
+    /// That of the document before it these tokens alone count, with this weight.
+    pub(crate) fn push_part(&mut self, tokens: &[Range<usize>], weight: f32) {
+        self.0
+            .update(&u64::MAX.to_le_bytes())
+            .update(&(tokens.len() as u64).to_le_bytes())
+            .update(&weight.to_le_bytes());
+        for range in tokens {
+            self.0
+                .update(&(range.start as u64).to_le_bytes())
+                .update(&(range.end as u64).to_le_bytes());
         }
     }
 

@@ -8,6 +8,7 @@ use generator::State;
 use crate::{
     digest::DocumentHash,
     ids::{DocumentId, TokenId},
+    traces::HeldTrace,
 };
 
 /// A place in a session's log: before the token of this index of the document of this number. The end of a complete
@@ -31,6 +32,8 @@ pub(crate) struct Document {
     pub(crate) reported: usize,
     /// Its sums once it is complete and read, where they are needed for forgetting another one.
     pub(crate) state: Option<State>,
+    /// What its tokens wrote, once it is complete and read, where there is room for that.
+    pub(crate) trace: Option<HeldTrace>,
     /// Of its tokens, once it is complete and read.
     pub(crate) hash: DocumentHash,
 }
@@ -45,6 +48,7 @@ impl Document {
             complete: false,
             reported: 0,
             state: None,
+            trace: None,
             hash,
         }
     }
@@ -82,6 +86,7 @@ impl Document {
             complete: self.complete,
             reported: self.reported,
             state,
+            trace: self.trace.clone(),
             hash: self.hash.clone(),
         })
     }

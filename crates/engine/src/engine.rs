@@ -29,6 +29,7 @@ use crate::{
     model::ModelInfo,
     request::{Adapter, Request},
     session::{Bounds, Context, Session},
+    traces::TraceBudget,
 };
 
 /// The queue that the command belongs to is full: the command comes back.
@@ -52,6 +53,8 @@ pub struct Usage {
     pub blocks: usize,
     /// Bytes that the states of the open sessions may come to take.
     pub state_bytes: usize,
+    /// Bytes of the traces of complete and open documents.
+    pub trace_bytes: usize,
     /// Bytes of the cores that versions, windows and running requests hold.
     pub core_bytes: usize,
 }
@@ -65,6 +68,7 @@ pub struct Engine {
     bounds: Bounds,
     allocator: BlockAllocator,
     cores: CoreBudget,
+    traces: TraceBudget,
     commands: VecDeque<Command>,
     sessions: BTreeMap<SessionId, Session>,
     waiting: VecDeque<Request>,
@@ -122,6 +126,7 @@ impl Engine {
             kv,
             model,
             cores: CoreBudget::new(config.core_budget_bytes),
+            traces: TraceBudget::new(config.trace_budget_bytes),
             config,
             bounds,
             allocator,
@@ -156,6 +161,7 @@ impl Engine {
             blocks: self.allocator.total(),
             state_bytes: self.state_bytes(),
             core_bytes: self.cores.used(),
+            trace_bytes: self.traces.used(),
         }
     }
 
@@ -316,7 +322,7 @@ impl Engine {
                 request,
                 session,
                 adapter_scale: scale,
-                documents,
+                chosen,
                 prompt,
                 max_tokens,
                 sampling,
@@ -326,7 +332,7 @@ impl Engine {
                 let adapter = Adapter {
                     session,
                     scale,
-                    documents,
+                    chosen,
                 };
                 self.enqueue(request, adapter, prompt, asked, now, events);
             }
@@ -334,7 +340,7 @@ impl Engine {
                 request,
                 session,
                 adapter_scale: scale,
-                documents,
+                chosen,
                 prompt,
                 continuations,
             } => {
@@ -342,7 +348,7 @@ impl Engine {
                 let adapter = Adapter {
                     session,
                     scale,
-                    documents,
+                    chosen,
                 };
                 self.enqueue(request, adapter, prompt, asked, now, events);
             }
@@ -364,6 +370,7 @@ impl Engine {
             generator,
             allocator: &mut self.allocator,
             cores: &self.cores,
+            traces: &self.traces,
             events,
         };
         for session in self.sessions.values_mut() {

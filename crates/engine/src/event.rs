@@ -138,6 +138,8 @@ pub struct Newest {
     pub tokens: usize,
     /// Bytes of the f32 sums that the session holds, all documents.
     pub state_bytes: usize,
+    /// Bytes of what single tokens of its documents wrote.
+    pub trace_bytes: usize,
     /// Bytes of the version's core, which is what serving needs.
     pub core_bytes: usize,
 }

@@ -20,8 +20,9 @@ mod request;
 mod sampling;
 mod scheduler;
 mod session;
+mod traces;
 
-pub use command::{Command, Sampling};
+pub use command::{Chosen, Command, Part, Sampling};
 pub use config::Config;
 pub use engine::{Engine, Full, Usage};
 pub use error::{ConfigError, Error, RequestError, SessionError};

@@ -5,7 +5,12 @@
 
 use generator::{Error, Generator, State, Window};
 
-use crate::{cores::HeldCore, digest::DocumentHash, ids::TokenId};
+use crate::{
+    cores::HeldCore,
+    digest::DocumentHash,
+    ids::TokenId,
+    traces::{HeldTrace, TraceBudget},
+};
 
 /// How far a document has been read.
 #[derive(Debug)]
@@ -26,20 +31,23 @@ pub(crate) struct Reading {
     pub(crate) ready: bool,
     /// Of the tokens that have passed.
     pub(crate) hash: DocumentHash,
+    /// What the tokens of the closed windows wrote, if that is kept.
+    pub(crate) trace: Option<HeldTrace>,
 }
 
 impl Reading {
-    /// Nothing read.
-    pub(crate) fn new(generator: &Generator) -> Result<Self, Error> {
+    /// Nothing read; what tokens write is kept in `trace`, if there is one.
+    pub(crate) fn new(generator: &Generator, trace: Option<HeldTrace>) -> Result<Self, Error> {
         Ok(Self {
             state: generator.new_state()?,
-            sums: generator.new_window()?,
+            sums: window(generator, trace.is_some())?,
             start: 0,
             len: 0,
             cached: 0,
             core: None,
             ready: false,
             hash: DocumentHash::default(),
+            trace,
         })
     }
 
@@ -59,6 +67,7 @@ impl Reading {
             core: self.core.clone(),
             ready: self.ready,
             hash: self.hash.clone(),
+            trace: self.trace.clone(),
         })
     }
 
@@ -84,14 +93,26 @@ impl Reading {
         &mut self,
         generator: &Generator,
         least: usize,
+        traces: &TraceBudget,
     ) -> Result<(), Error> {
+        if let Some(trace) = self.trace.take() {
+            self.trace = trace.push(&self.sums, self.len, traces)?;
+        }
         if self.len >= least {
             self.state.add_window(&self.sums, 1.0)?;
         }
-        self.sums = generator.new_window()?;
+        self.sums = window(generator, self.trace.is_some())?;
         self.start = self.position();
         (self.len, self.cached) = (0, 0);
         (self.core, self.ready) = (None, false);
         Ok(())
+    }
+}
+
+fn window(generator: &Generator, traced: bool) -> Result<Window, Error> {
+    if traced {
+        generator.new_traced_window()
+    } else {
+        generator.new_window()
     }
 }

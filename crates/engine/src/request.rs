@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use crate::{
     blocks::Blocks,
+    command::Chosen,
     cores::HeldCore,
     event::{Event, Finish, Timings},
-    ids::{Digest, DocumentId, RequestId, SessionId, TokenId, Version},
+    ids::{Digest, RequestId, SessionId, TokenId, Version},
     sampling::{Drawn, Sampler, score},
 };
 
@@ -22,8 +23,8 @@ pub(crate) struct Adapter {
     /// None is the bare model.
     pub(crate) session: Option<SessionId>,
     pub(crate) scale: f32,
-    /// What it is made of; empty: of all documents.
-    pub(crate) documents: Vec<DocumentId>,
+    /// What it is made of.
+    pub(crate) chosen: Chosen,
 }
 
 /// What a request runs with, from its first token to its last.

@@ -28,6 +28,7 @@ use crate::{
     event::{Event, Newest},
     ids::{Digest, DocumentId, Seq, SessionId, TokenId, Version},
     reading::Reading,
+    traces::{HeldTrace, TraceBudget},
 };
 
 /// A published version. Immutable; a copy costs nothing.
@@ -62,6 +63,7 @@ pub(crate) struct Context<'a> {
     pub(crate) generator: &'a Generator,
     pub(crate) allocator: &'a mut BlockAllocator,
     pub(crate) cores: &'a CoreBudget,
+    pub(crate) traces: &'a TraceBudget,
     pub(crate) events: &'a mut Vec<Event>,
 }
 
@@ -282,6 +284,14 @@ impl Session {
             }
     }
 
+    /// Bytes of what single tokens wrote, as far as it is kept.
+    fn trace_bytes(&self) -> usize {
+        let reading = self.reading.as_ref().map(|reading| &reading.trace);
+        let traces = self.documents.iter().map(|document| &document.trace);
+        let traces = traces.chain(reading).flatten();
+        traces.map(HeldTrace::bytes).sum()
+    }
+
     /// Bytes of the sums that it has now.
     fn state_bytes(&self) -> usize {
         let reading = self
@@ -320,6 +330,7 @@ impl Session {
             digest,
             tokens,
             state_bytes: self.state_bytes(),
+            trace_bytes: self.trace_bytes(),
             core_bytes: core.as_ref().map_or(0, HeldCore::bytes),
         }
     }

@@ -5,11 +5,14 @@
 
 use std::{
     collections::HashSet,
+    ops::Range,
     time::{Duration, Instant},
 };
 
-use generator::{Adapter, Core, Generator, State, Strategy};
+use generator::{Adapter, Core, Generator, State, Strategy, Trace};
 use lm::{KvCache, Lm, Row, TokenId, Windows, text::Text};
+
+use relevance::Spoken;
 
 use crate::{Error, prompt::Document};
 
@@ -148,7 +151,7 @@ impl<'a> Model<'a> {
         &self,
         context: &[&Document],
         bos: &[TokenId],
-    ) -> Result<Vec<State>, Error> {
+    ) -> Result<Vec<(State, Trace)>, Error> {
         let config = self.generator()?.config();
         let (strategy, window) = (config.strategy, config.window);
         if strategy == Strategy::Sequential && context.len() > 1 {
@@ -158,9 +161,32 @@ impl<'a> Model<'a> {
         }
         let state = |document: &&Document| {
             let tokens: Vec<TokenId> = bos.iter().chain(&document.tokens).copied().collect();
-            Ok(self.lm.encode(&tokens, strategy, Windows::Fixed(window))?)
+            Ok(self
+                .lm
+                .encode_traced(&tokens, strategy, Windows::Fixed(window))?)
         };
         context.iter().map(state).collect()
+    }
+
+    /// What a document speaks of, token by token.
+    pub(crate) fn spoken(&self, document: &Document, bos: usize) -> Result<Spoken, Error> {
+        let mut spoken = Spoken::default();
+        spoken.hear("", bos);
+        let mut decoder = self.text.decoder();
+        for &token in &document.tokens {
+            spoken.hear(&decoder.push(token)?, 1);
+        }
+        Ok(spoken)
+    }
+
+    /// The state of nothing.
+    pub(crate) fn empty(&self) -> Result<State, Error> {
+        Ok(self.generator()?.new_state()?)
+    }
+
+    /// The state of some tokens of a document.
+    pub(crate) fn recall(&self, trace: &Trace, tokens: &[Range<usize>]) -> Result<State, Error> {
+        Ok(self.generator()?.recall(trace, tokens)?)
     }
 
     /// The core of sums added up.

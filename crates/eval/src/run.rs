@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use generator::{Core, State};
+use generator::Core;
 use indicatif::{ProgressBar, ProgressStyle};
 use lm::{Lm, LoadOptions, TokenId, text::Text};
 use relevance::Spoken;
@@ -549,12 +549,12 @@ impl Judge<'_> {
             let start = Instant::now();
             let documents: Vec<&Document> = case.context.iter().map(AsRef::as_ref).collect();
             let states = self.model.states(&documents, self.prompts.bos())?;
-            let whole = self.model.core(states.iter())?;
+            let whole = self.model.core(states.iter().map(|(state, _)| state))?;
             let time = start.elapsed();
             let spoken: Vec<Spoken> = documents
                 .iter()
-                .map(|document| Spoken::of(&document.text))
-                .collect();
+                .map(|document| self.model.spoken(document, self.prompts.bos().len()))
+                .collect::<Result<_, _>>()?;
             let spoken: Vec<&Spoken> = spoken.iter().collect();
             let mut meant = BTreeMap::new();
             let askers = (0..cases.len()).filter(|&asker| {
@@ -566,17 +566,31 @@ impl Judge<'_> {
                         continue;
                     };
                     let what = relevance::meant(&spoken, asked);
-                    let core = match what.documents.filter(|_| what.strength > 0.0) {
-                        Some(places) => Some(
-                            self.model
-                                .core(places.iter().map(|&place| &states[place]))?,
-                        ),
+                    let core = match what.parts.filter(|_| what.strength > 0.0) {
+                        Some(parts) => {
+                            let mut total = self.model.empty()?;
+                            for part in &parts {
+                                let (state, trace) = &states[part.document];
+                                if part.tokens.is_empty() {
+                                    total.add(state, 1.0)?;
+                                }
+                                for (tokens, weight) in
+                                    [(&part.tokens, 1.0), (&part.around, what.beside)]
+                                {
+                                    total.add(&self.model.recall(trace, tokens)?, weight)?;
+                                }
+                            }
+                            Some(self.model.core(std::iter::once(&total))?)
+                        }
                         None => None,
                     };
                     meant.insert((asker, number), (what.strength, core));
                 }
             }
-            let bytes = states.iter().map(State::bytes).sum::<usize>();
+            let bytes = states
+                .iter()
+                .map(|(state, trace)| state.bytes() + trace.bytes())
+                .sum::<usize>();
             Ok(Imprint {
                 whole,
                 time,

@@ -2,7 +2,7 @@
 //!
 //! Start at [`Generator::load`]; [`Generator::read_out`] turns a state into the core that serving needs.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{fs::File, io::Read, ops::Range, path::Path};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -16,6 +16,7 @@ use crate::{
     read_out,
     site::{BaseShape, Site, SiteId},
     state::{Keeps, State, Window},
+    trace::Trace,
 };
 
 /// Longest adapter_config.json that is read, in bytes.
@@ -98,7 +99,29 @@ impl Generator {
     /// # Errors
     /// [`Error::Tensor`] if its sums cannot be allocated.
     pub fn new_window(&self) -> Result<Window, Error> {
-        Window::new(self.keeps())
+        Window::new(self.keeps(), false)
+    }
+
+    /// An open window that keeps what every token writes, for a [`Trace`].
+    ///
+    /// # Errors
+    /// As [`Generator::new_window`].
+    pub fn new_traced_window(&self) -> Result<Window, Error> {
+        Window::new(self.keeps(), true)
+    }
+
+    /// The trace of a document of which nothing has been read.
+    pub fn new_trace(&self) -> Trace {
+        Trace::new(self.sites.len(), self.config.skip_first)
+    }
+
+    /// The state of what some tokens of a document wrote: their sums from an empty state, in the order of the document; bits do not
+    /// depend on how the ranges are cut. Tokens that wrote nothing (the ends of windows) add nothing.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] for a trace of another generator.
+    pub fn recall(&self, trace: &Trace, tokens: &[Range<usize>]) -> Result<State, Error> {
+        trace.recall(self.keeps(), tokens)
     }
 
     /// The empty state: the bare model.

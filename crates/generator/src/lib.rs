@@ -23,6 +23,7 @@ mod site;
 mod state;
 #[cfg(test)]
 mod testing;
+mod trace;
 mod trainee;
 pub mod windows;
 
@@ -33,4 +34,5 @@ pub use export::PeftExport;
 pub use generator::Generator;
 pub use site::{BaseShape, Module, Site, SiteId, SiteRows, WriteRows, normed_embeddings};
 pub use state::{State, Window};
+pub use trace::Trace;
 pub use trainee::{Adapted, Adapter, PARTS, Seen, Trainee, TraineeSite};

@@ -8,11 +8,11 @@ use std::{ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
 
-use crate::{error::Error, site::Site};
+use crate::{error::Error, site::Site, trace::Rows};
 
 /// S [R1, R2] and, for a ridge read-out, G [R1, R1] of one site, f32.
 #[derive(Debug)]
-struct Sums {
+pub(crate) struct Sums {
     s: Tensor,
     g: Option<Tensor>,
     /// Σ ||k_t|| ||v_t|| where the read-out asks for it: what the rounding of S is measured with.
@@ -31,7 +31,7 @@ pub(crate) struct Keeps {
 }
 
 impl Sums {
-    fn new(keeps: Keeps) -> Result<Self, Error> {
+    pub(crate) fn new(keeps: Keeps) -> Result<Self, Error> {
         let Keeps { r1, r2, gram, mass } = keeps;
         let zeros = |columns| Tensor::zeros((r1, columns), DType::F32, &Device::Cpu);
         let g = if gram { Some(zeros(r1)?) } else { None };
@@ -72,6 +72,36 @@ impl Sums {
         }
         if let (Some(mass), Some(theirs)) = (&mut self.mass, other.mass) {
             *mass += f64::from(weight).abs() * theirs;
+        }
+        Ok(())
+    }
+
+    /// S += k_tᵀ v_t, G += k_tᵀ k_t for the rows t of `range`, in order. k [T, R1], v [T, R2].
+    pub(crate) fn accumulate(
+        &mut self,
+        k: &Tensor,
+        v: &Tensor,
+        range: Range<usize>,
+    ) -> Result<(), Error> {
+        let mut sums = vec![(&self.s, v)];
+        sums.extend(self.g.as_ref().map(|g| (g, k)));
+        kernels::accumulate_outer(&sums, k, range.clone())?;
+        if let Some(mass) = &mut self.mass {
+            let norms = |rows: &Tensor| -> Result<Vec<f64>, Error> {
+                let rows = rows.narrow(0, range.start, range.len())?; // [Tr, R]
+                let width = rows.dim(1)?;
+                let values = rows.flatten_all()?.to_vec1::<f32>()?;
+                let norm = |row: &[f32]| {
+                    row.iter()
+                        .map(|x| f64::from(*x).powi(2))
+                        .sum::<f64>()
+                        .sqrt()
+                };
+                Ok(values.chunks_exact(width).map(norm).collect())
+            };
+            for (k, v) in norms(k)?.into_iter().zip(norms(v)?) {
+                *mass += k * v;
+            }
         }
         Ok(())
     }
@@ -129,6 +159,8 @@ pub(crate) struct SiteWindow {
     pub(crate) position: usize,
     /// Tokens that have written.
     writes: u64,
+    /// What they wrote, row by row, if that is kept.
+    pub(crate) rows: Option<Rows>,
 }
 
 impl SiteWindow {
@@ -142,25 +174,9 @@ impl SiteWindow {
         if range.is_empty() {
             return Ok(());
         }
-        let mut sums = vec![(&self.sums.s, v)];
-        sums.extend(self.sums.g.as_ref().map(|g| (g, k)));
-        kernels::accumulate_outer(&sums, k, range.clone())?;
-        if let Some(mass) = &mut self.sums.mass {
-            let norms = |rows: &Tensor| -> Result<Vec<f64>, Error> {
-                let rows = rows.narrow(0, range.start, range.len())?; // [Tr, R]
-                let width = rows.dim(1)?;
-                let values = rows.flatten_all()?.to_vec1::<f32>()?;
-                let norm = |row: &[f32]| {
-                    row.iter()
-                        .map(|x| f64::from(*x).powi(2))
-                        .sum::<f64>()
-                        .sqrt()
-                };
-                Ok(values.chunks_exact(width).map(norm).collect())
-            };
-            for (k, v) in norms(k)?.into_iter().zip(norms(v)?) {
-                *mass += k * v;
-            }
+        self.sums.accumulate(k, v, range.clone())?;
+        if let Some(rows) = &mut self.rows {
+            rows.push(k, v, range.clone())?;
         }
         self.writes += range.len() as u64;
         Ok(())
@@ -189,13 +205,14 @@ pub struct Window {
 }
 
 impl Window {
-    pub(crate) fn new(keeps: impl Iterator<Item = Keeps>) -> Result<Self, Error> {
+    pub(crate) fn new(keeps: impl Iterator<Item = Keeps>, traced: bool) -> Result<Self, Error> {
         let site = |keeps| {
             Ok(SiteWindow {
                 sums: Sums::new(keeps)?,
                 pending: None,
                 position: 0,
                 writes: 0,
+                rows: traced.then(Rows::default),
             })
         };
         Ok(Self {
@@ -230,6 +247,16 @@ impl Window {
             .map(|site| (&site.sums.s, site.sums.g.as_ref()))
     }
 
+    /// Tokens that have written.
+    pub(crate) fn writes(&self) -> usize {
+        self.sites.first().map_or(0, |site| site.writes as usize)
+    }
+
+    /// Its sites' parts, in order.
+    pub(crate) fn sites(&self) -> &[SiteWindow] {
+        &self.sites
+    }
+
     pub(crate) fn site(&self, index: usize) -> Result<&SiteWindow, Error> {
         self.sites
             .get(index)
@@ -246,12 +273,14 @@ impl Window {
                     pending,
                     position,
                     writes,
+                    rows,
                 } = site;
                 Ok(SiteWindow {
                     sums: sums.copy()?,
                     pending: pending.clone(),
                     position: *position,
                     writes: *writes,
+                    rows: rows.clone(),
                 })
             };
             self.sites = Arc::new(self.sites.iter().map(copy).collect::<Result<_, Error>>()?);
@@ -399,6 +428,14 @@ impl State {
         }
         self.writes = self.writes.saturating_add(writes);
         Ok(())
+    }
+
+    /// A state of sums that so many tokens have written.
+    pub(crate) fn from_sums(sites: Vec<Sums>, writes: u64) -> Self {
+        Self {
+            sites: Arc::new(sites),
+            writes,
+        }
     }
 
     /// A state of given sums (S, G, mass), as if `writes` tokens had written them.

@@ -3,7 +3,7 @@
 //! Brings its own cache for each call. Start at [`Lm::encode`].
 
 use candle_core::Tensor;
-use generator::{Core, State, Strategy, windows};
+use generator::{Core, State, Strategy, Trace, windows};
 
 use crate::{Error, KvCache, Lm, Row, TokenId};
 
@@ -32,6 +32,32 @@ impl Lm {
         strategy: Strategy,
         cut: Windows,
     ) -> Result<State, Error> {
+        self.read(context, strategy, cut, None)
+    }
+
+    /// The same with what each token wrote.
+    ///
+    /// # Errors
+    /// As [`Lm::encode`].
+    pub fn encode_traced(
+        &self,
+        context: &[TokenId],
+        strategy: Strategy,
+        cut: Windows,
+    ) -> Result<(State, Trace), Error> {
+        let generator = self.generator().ok_or(Error::NoGenerator { row: 0 })?;
+        let mut trace = generator.new_trace();
+        let state = self.read(context, strategy, cut, Some(&mut trace))?;
+        Ok((state, trace))
+    }
+
+    fn read(
+        &self,
+        context: &[TokenId],
+        strategy: Strategy,
+        cut: Windows,
+        mut trace: Option<&mut Trace>,
+    ) -> Result<State, Error> {
         let generator = self.generator().ok_or(Error::NoGenerator { row: 0 })?;
         let length = context.len();
         let ranges: Vec<_> = match (strategy, cut) {
@@ -49,13 +75,18 @@ impl Lm {
             Strategy::Concat | Strategy::Parallel => {
                 let longest = spans.iter().map(|span| span.len()).max().unwrap_or(1);
                 for group in spans.chunks((BATCH_TOKENS / longest).max(1)) {
-                    self.read_windows(group, None, &mut state)?;
+                    self.read_windows(group, None, &mut state, trace.as_deref_mut())?;
                 }
             }
             Strategy::Sequential => {
                 for span in &spans {
                     let core = generator.read_out(&state)?;
-                    self.read_windows(std::slice::from_ref(span), Some(&core), &mut state)?;
+                    self.read_windows(
+                        std::slice::from_ref(span),
+                        Some(&core),
+                        &mut state,
+                        trace.as_deref_mut(),
+                    )?;
                 }
             }
         }
@@ -68,6 +99,7 @@ impl Lm {
         spans: &[&[TokenId]],
         core: Option<&Core>,
         state: &mut State,
+        mut trace: Option<&mut Trace>,
     ) -> Result<(), Error> {
         let generator = self.generator().ok_or(Error::NoGenerator { row: 0 })?;
         let tables = block_tables(spans);
@@ -78,7 +110,10 @@ impl Lm {
         )?;
         let mut open = spans
             .iter()
-            .map(|_| generator.new_window())
+            .map(|_| match trace {
+                Some(_) => generator.new_traced_window(),
+                None => generator.new_window(),
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let mut rows: Vec<Row<'_>> = Vec::with_capacity(spans.len());
         for ((tokens, blocks), window) in spans.iter().zip(&tables).zip(&mut open) {
@@ -94,8 +129,11 @@ impl Lm {
             });
         }
         self.forward(&mut rows, &kv)?;
-        for window in &open {
+        for (window, tokens) in open.iter().zip(spans) {
             state.add_window(window, 1.0)?;
+            if let Some(trace) = &mut trace {
+                trace.push(window, tokens.len())?;
+            }
         }
         Ok(())
     }

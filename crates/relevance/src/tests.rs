@@ -1,8 +1,10 @@
 //! What concerns a text, and what does not.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 
-use super::{Asked, Listener, Meant, Spoken, WINDOW, meant};
+use super::{Asked, LONGEST, Listener, Meant, Spoken, WINDOW, meant};
 
 const MILL: &str = "The old mill at Hollow Creek burnt down in 1907, and the miller Ansel Brandt rebuilt it of stone.";
 
@@ -46,10 +48,7 @@ fn who_speaks_of_himself_means_what_was_told_of_him() {
         all_of(&told, "What is my profession, what do I live on?"),
         Meant::ALL
     );
-    assert_eq!(
-        all_of(&told, "Where does my sister work?").documents,
-        Some(vec![0])
-    );
+    assert_eq!(documents(&all_of(&told, "Where does my sister work?")), [0]);
     assert_eq!(of(&[MILL], "What is my profession?"), 0.0);
     assert_eq!(of(&told, "What is the capital of Portugal?"), 0.0);
 }
@@ -94,6 +93,12 @@ fn letters_without_spaces_are_words() {
     assert_eq!(of(&["東京は日本の首都です。"], "猫肉魚犬鳥"), 0.0);
 }
 
+/// The documents of the parts; none: all.
+fn documents(meant: &Meant) -> Vec<usize> {
+    let parts = meant.parts.iter().flatten();
+    parts.map(|part| part.document).collect()
+}
+
 #[test]
 fn the_documents_that_speak_of_it_most_are_meant() {
     let told = [
@@ -102,33 +107,92 @@ fn the_documents_that_speak_of_it_most_are_meant() {
         "A market was held in the town of Ansel.",
         "Nothing here.",
     ];
-    let documents = |question| all_of(&told, question).documents;
-    assert_eq!(documents("Who was the miller Brandt?"), Some(vec![1]));
+    let documents = |question| documents(&all_of(&told, question));
+    assert_eq!(documents("Who was the miller Brandt?"), [1]);
     // Two speak of it alike.
-    assert_eq!(
-        documents("Where is the market of the town?"),
-        Some(vec![0, 2])
-    );
+    assert_eq!(documents("Where is the market of the town?"), [0, 2]);
     // The rarer word decides.
-    assert_eq!(documents("Which market had stone?"), Some(vec![1]));
+    assert_eq!(documents("Which market had stone?"), [1]);
     // Nothing to go by, nothing known, nothing left out.
-    assert_eq!(documents("What do you know?"), None);
-    assert_eq!(all_of(&told, "Portugal").documents, None);
-    assert_eq!(all_of(&[MILL], "Who was Brandt?").documents, None);
+    assert_eq!(all_of(&told, "What do you know?").parts, None);
+    assert_eq!(all_of(&told, "Portugal").parts, None);
+    assert_eq!(all_of(&[MILL], "Who was Brandt?").parts, None);
     // Of many alike the last.
     let many: Vec<String> = (0..9).map(|n| format!("The mill number {n}.")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     assert_eq!(
-        all_of(&many, "Which mill?").documents,
-        Some(vec![5, 6, 7, 8])
+        super::tests::documents(&all_of(&many, "Which mill?")),
+        [7, 8]
     );
+}
+
+/// The only one of the ranges.
+fn only(ranges: &[Range<usize>]) -> Range<usize> {
+    match ranges {
+        [range] => range.clone(),
+        _ => panic!("{ranges:?}"),
+    }
+}
+
+#[test]
+fn the_sentences_that_speak_of_it_are_meant_and_what_lies_around_counts_for_less() {
+    // Tokens: words. 7 + 8 + 6 + 5.
+    let told = "The code of Zorblat is 1234, truly. The code of Mirvane is 5678, they say. He married Clara Voss in spring. Nothing else         is known here.";
+    let part = |question| {
+        let meant = all_of(&[told], question);
+        let [part] = &meant.parts.unwrap()[..] else {
+            panic!("{question}")
+        };
+        (only(&part.tokens), only(&part.around), meant.beside)
+    };
+    // All words in one sentence: this one alone, and hardly anything else.
+    let (tokens, around, beside) = part("What is the code of Mirvane?");
+    assert_eq!((tokens, around), (7..15, 0..26));
+    assert!((beside - 0.2 * 8.0 / 26.0).abs() < 1e-6, "{beside}");
+    // A word is missing: its neighbours, too.
+    let (tokens, _, beside) = part("Whom did Mirvane marry?");
+    assert_eq!(tokens, 0..21);
+    assert!((beside - 1.0).abs() < 1e-6, "{beside}");
+}
+
+#[test]
+fn a_part_lies_in_its_window_of_a_long_document() {
+    let filler = "word word word word. ".repeat(WINDOW);
+    let told = format!("{filler}The miller Ansel Brandt died. {filler}");
+    let words = 4 * WINDOW;
+    let meant = all_of(&[&told], "Ansel Brandt, the miller");
+    let part = &meant.parts.unwrap()[0];
+    assert_eq!(only(&part.tokens), words..words + 5);
+    assert_eq!(only(&part.around), words..words + WINDOW + 1);
+    // Without a full stop a sentence ends somewhere, too.
+    let endless = "word ".repeat(1000);
+    assert_eq!(Spoken::of(&endless).passages.len(), 1000 / LONGEST);
+}
+
+#[test]
+fn what_is_told_but_has_no_tokens_yet_is_known() {
+    let mut spoken = Spoken::of("The miller Ansel Bra");
+    spoken.ahead("ndt died");
+    let strength =
+        |spoken: &Spoken| meant(&[spoken], &Asked::new(["Brandt died"].into_iter(), None)).strength;
+    assert_eq!(strength(&spoken), 1.0);
+    spoken.ahead("");
+    assert_eq!(strength(&spoken), 0.0);
+    spoken.hear("ndt", 1);
+    spoken.hear(" died", 1);
+    spoken.ahead("");
+    assert_eq!(strength(&spoken), 1.0);
 }
 
 #[test]
 fn what_a_document_takes_is_bounded_by_its_words() {
     let text: String = (0..2000).map(|n| format!("label{n}: {n}x\n")).collect();
     let spoken = Spoken::of(&text);
-    let kept: usize = spoken.full.iter().map(|window| window.len()).sum();
+    let kept: usize = spoken
+        .passages
+        .iter()
+        .map(|passage| passage.words.len())
+        .sum();
     assert!(kept + spoken.open.len() <= 4000);
     assert_eq!(spoken.labels.len(), super::LABELS);
     let heard = Listener::default().hear(&"a".repeat(100_000));
@@ -136,20 +200,23 @@ fn what_a_document_takes_is_bounded_by_its_words() {
 }
 
 proptest! {
-    /// However a text is cut, it speaks of the same.
+    /// However a text is told, it speaks of the same.
     #[test]
-    fn pieces_say_what_the_whole_says(text in "[a-zA-Z0-9:\n 東]{0,120}", cuts in prop::collection::vec(0usize..120, 0..6)) {
-        let mut bounds: Vec<usize> = cuts
-            .into_iter()
-            .filter(|&cut| text.is_char_boundary(cut.min(text.len())))
-            .map(|cut| cut.min(text.len()))
-            .collect();
-        bounds.extend([0, text.len()]);
+    fn chunks_say_what_the_whole_says(words in prop::collection::vec("[a-zA-Z0-9:東]{1,6}[.,!]?[ \n]", 0..40), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        let mut bounds: Vec<usize> = cuts.into_iter().map(|cut| cut.index(words.len() + 1)).collect();
+        bounds.extend([0, words.len()]);
         bounds.sort_unstable();
         let mut spoken = Spoken::default();
         for pair in bounds.windows(2) {
-            spoken.add(spoken.listener().hear(&text[pair[0]..pair[1]]));
+            let mut onward = spoken.onward();
+            for word in &words[pair[0]..pair[1]] {
+                onward.hear(word, 1);
+            }
+            onward.ahead("");
+            spoken.extend(onward);
         }
-        prop_assert_eq!(spoken, Spoken::of(&text));
+        let mut whole = Spoken::of(&words.concat());
+        whole.ahead("");
+        prop_assert_eq!(spoken, whole);
     }
 }

@@ -35,7 +35,7 @@ const PERSONAL: [&str; 6] = ["me", "my", "mine", "myself", "we", "our"];
 
 /// Turns text, as it comes, into what it speaks of; a word that is cut between two pieces is put together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// The word under way, at most [`LABEL`] letters of it.
     word: String,
     /// The line under way up to here, if it may still be a label.
@@ -57,7 +57,7 @@ impl Default for Line {
 
 /// What a piece of text has added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Heard {
+pub(crate) struct Heard {
     /// Each word's hash; none of a common word.
     pub(crate) words: Vec<Option<u32>>,
     /// Hashes of what stands before a colon at the beginning of a line.
@@ -71,7 +71,7 @@ pub struct Heard {
 impl Listener {
     /// Goes on with a text.
     #[must_use]
-    pub fn hear(mut self, text: &str) -> Heard {
+    pub(crate) fn hear(mut self, text: &str) -> Heard {
         let mut heard = Heard::default();
         for letter in text.chars() {
             self.label(letter, &mut heard);

@@ -253,12 +253,14 @@ fn the_documented_file_holds_every_default() {
             engine.max_session_tokens,
             engine.max_queued_tokens,
             engine.state_budget_bytes,
+            engine.trace_budget_bytes,
             engine.core_budget_bytes
         ),
         (
             Some(budgets.max_session_tokens),
             Some(budgets.max_queued_tokens),
             Some(budgets.state_budget_bytes),
+            Some(budgets.trace_budget_bytes),
             Some(budgets.core_budget_bytes)
         )
     );

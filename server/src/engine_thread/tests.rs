@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use engine::{
-    Command, Digest, DocumentId, Event, Full, Newest, RequestId, Sampling, Seq, SessionId,
+    Chosen, Command, Digest, DocumentId, Event, Full, Newest, RequestId, Sampling, Seq, SessionId,
     Strategy, TokenId, Version,
 };
 use tokio::sync::mpsc;
@@ -66,6 +66,7 @@ impl Machine for Small {
                 digest,
                 tokens,
                 state_bytes: 0,
+                trace_bytes: 0,
                 core_bytes: 0,
             };
             events.push(Event::Applied { session, newest });
@@ -93,7 +94,7 @@ fn generate(request: u64, replies: mpsc::Sender<Reply>) -> Message {
         request: RequestId(request),
         session: None,
         adapter_scale: 1.0,
-        documents: Vec::new(),
+        chosen: Chosen::default(),
         prompt: vec![TokenId(0)],
         max_tokens: 1,
         sampling: Sampling::default(),

@@ -76,13 +76,13 @@ impl GenerationService for Service {
         let ask = self.checked(bytes, |shared| ask::generate(shared, request));
         let ask = ask.await?;
         let user = ask::adapter(&self.0, &tenant, &ask.adapter, deadline).await?;
-        let (scale, documents) = ask.adapter.meant(user.as_ref(), ask.prompt.asked.as_ref());
+        let (scale, chosen) = ask.adapter.meant(user.as_ref(), ask.prompt.asked.as_ref());
         let request = self.0.request_id();
         let command = Command::Generate {
             request,
             session: user.as_ref().map(|user| user.session().id),
             adapter_scale: scale,
-            documents,
+            chosen,
             prompt: ask.prompt.tokens,
             max_tokens: ask.max_tokens,
             sampling: ask.sampling,
@@ -125,14 +125,14 @@ impl GenerationService for Service {
             .checked(bytes, |shared| ask::score(shared, request))
             .await?;
         let user = ask::adapter(&self.0, &tenant, &ask.adapter, deadline).await?;
-        let (scale, documents) = ask.adapter.meant(user.as_ref(), ask.prompt.asked.as_ref());
+        let (scale, chosen) = ask.adapter.meant(user.as_ref(), ask.prompt.asked.as_ref());
         let adapter_scale = used(scale, user.as_ref());
         let request = self.0.request_id();
         let command = Command::Score {
             request,
             session: user.as_ref().map(|user| user.session().id),
             adapter_scale: scale,
-            documents,
+            chosen,
             prompt: ask.prompt.tokens,
             continuations: ask.continuations,
         };

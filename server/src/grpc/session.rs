@@ -68,6 +68,7 @@ impl Service {
             context_tokens: newest.map_or(0, |newest| newest.tokens as u64),
             documents: count(session.document_count()),
             state_bytes: newest.map_or(0, |newest| newest.state_bytes as u64),
+            trace_bytes: newest.map_or(0, |newest| newest.trace_bytes as u64),
             core_bytes: newest.map_or(0, |newest| newest.core_bytes as u64),
             forked_from: session.forked_from.clone().unwrap_or_default(),
         }

@@ -13,8 +13,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use engine::{Command, DocumentId, Seq, SessionId, Strategy, TokenId};
-use lm::text::{DocumentTokenizer, Text};
+use engine::{Chosen, Command, DocumentId, Part, Seq, SessionId, Strategy, TokenId};
+use lm::text::{DocumentTokenizer, Text, TextDecoder};
 use relevance::{Asked, Meant, Spoken};
 use store::Store;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
@@ -164,6 +164,8 @@ struct Open {
     id: DocumentId,
     /// None for a document of ids.
     tokenizer: Option<DocumentTokenizer>,
+    /// The text of its tokens, as they come.
+    decoder: TextDecoder,
     /// Chunks whose text is not yet tokens throughout: `seq` and where its text ends in the document.
     pending: VecDeque<(u64, usize)>,
     /// Bytes of text so far.
@@ -279,24 +281,27 @@ impl Session {
         locked(&self.documents).clone()
     }
 
-    /// How far the session's imprint is meant by a prompt, from 0 to 1, and the documents that are (none: all).
+    /// How far the session's imprint is meant by a prompt, from 0 to 1, and what of it is.
     #[must_use]
-    pub fn meant(&self, asked: &Asked) -> (f32, Vec<DocumentId>) {
+    pub fn meant(&self, asked: &Asked) -> (f32, Chosen) {
         let documents = locked(&self.documents);
         let spoken: Vec<&Spoken> = documents.iter().map(|document| &*document.spoken).collect();
         let Meant {
             strength,
-            documents: places,
+            parts,
+            beside,
         } = relevance::meant(&spoken, asked);
-        let chosen = places.unwrap_or_default();
-        let chosen: Option<Vec<DocumentId>> = chosen
-            .iter()
-            .map(|&place| documents.get(place))
-            .map(|document| document.filter(|document| document.complete))
-            .map(|document| document.map(|document| document.id))
-            .collect();
+        let parts = parts.unwrap_or_default().into_iter().map(|part| {
+            let document = documents.get(part.document)?;
+            document.complete.then_some(Part {
+                document: document.id,
+                tokens: part.tokens,
+                around: part.around,
+            })
+        });
         // Of an open document the newest version alone has the end.
-        (strength, chosen.unwrap_or_default())
+        let parts = parts.collect::<Option<Vec<Part>>>().unwrap_or_default();
+        (strength, Chosen { parts, beside })
     }
 
     /// How many documents are not forgotten.

@@ -40,7 +40,7 @@ impl Engine {
                 return;
             };
             let length = next.length;
-            composed += usize::from(!next.adapter.documents.is_empty());
+            composed += usize::from(!next.adapter.chosen.parts.is_empty());
             if composed > COMPOSED {
                 return;
             }
@@ -175,6 +175,7 @@ impl Engine {
                     generator,
                     allocator: &mut self.allocator,
                     cores: &self.cores,
+                    traces: &self.traces,
                     events,
                 },
             ) {

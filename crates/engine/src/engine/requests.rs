@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use super::Engine;
 use crate::{
-    command::Sampling,
+    command::{Chosen, Sampling},
     error::RequestError,
     event::{Event, Finish},
-    ids::{DocumentId, RequestId, SessionId, TokenId, Version},
+    ids::{RequestId, SessionId, TokenId, Version},
     request::{Adapter, Pin, Request, Work},
     sampling::Sampler,
     session::{Fold, Session},
@@ -195,7 +195,7 @@ impl Engine {
         })
     }
 
-    /// The newest version of the request's session, made of the documents that it names; the bare model for scale 0.
+    /// The newest version of the request's session, made of what it names; the bare model for scale 0.
     pub(super) fn pin(&self, request: &Request) -> Pin {
         let adapter = &request.adapter;
         let session = adapter.session.and_then(|id| self.sessions.get(&id));
@@ -209,7 +209,7 @@ impl Engine {
             digest,
             tokens,
             core,
-        }) = self.composed(session, &adapter.documents)
+        }) = self.composed(session, &adapter.chosen)
         {
             return Pin {
                 version: newest.version,
@@ -226,11 +226,11 @@ impl Engine {
         }
     }
 
-    /// The fold of some of a session's documents; none if it cannot be had, or its core does not fit.
-    fn composed(&self, session: &Session, documents: &[DocumentId]) -> Option<Fold> {
+    /// The fold of some of what a session was told; none if it cannot be had, or its core does not fit.
+    fn composed(&self, session: &Session, chosen: &Chosen) -> Option<Fold> {
         let generator = self.lm.generator()?;
         // A read-out that fails leaves the newest version, whose own went well.
-        let fold = session.fold_of(documents, generator).ok().flatten()?;
+        let fold = session.fold_of(chosen, generator).ok().flatten()?;
         let fits = fold
             .core
             .as_ref()

@@ -131,6 +131,7 @@ impl Engine {
                 generator,
                 allocator: &mut self.allocator,
                 cores: &self.cores,
+                traces: &self.traces,
                 events,
             },
         )

@@ -106,7 +106,9 @@ impl Session {
 
     fn ready(&mut self, cx: &Context<'_>) -> Result<(), generator::Error> {
         if self.tail.is_none() && self.reading.is_none() {
-            self.reading = Some(Reading::new(cx.generator)?);
+            let kept = self.strategy != Strategy::Sequential;
+            let trace = kept.then(|| cx.traces.begin(cx.generator)).flatten();
+            self.reading = Some(Reading::new(cx.generator, trace)?);
         }
         let reading = self
             .tail

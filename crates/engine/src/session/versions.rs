@@ -6,11 +6,11 @@ use generator::{Core, Generator, State, Strategy};
 
 use super::{Asks, Barrier, Context, Published, Session, Tail};
 use crate::{
+    command::Chosen,
     cores::CoreBudget,
-    document::Document,
     error::SessionError,
     event::{Event, Rejected},
-    ids::{Digest, DocumentId, Seq, Version},
+    ids::{Digest, Seq, Version},
     reading::Reading,
 };
 
@@ -58,7 +58,7 @@ impl Session {
         if let Some(reading) = &mut self.reading
             && (reading.len == self.window || (ended && reading.len > 0))
         {
-            reading.close_window(cx.generator, self.bounds.least)?;
+            reading.close_window(cx.generator, self.bounds.least, cx.traces)?;
             cx.allocator.release(&mut self.blocks);
             (self.turn, self.yielded) = (None, false);
             return Ok(true);
@@ -66,12 +66,16 @@ impl Session {
         if !ended {
             return Ok(false);
         }
-        if let Some(Reading { state, hash, .. }) = self.reading.take() {
+        if let Some(Reading {
+            state, hash, trace, ..
+        }) = self.reading.take()
+        {
             if !state.is_empty() {
                 self.folded.add(&state, 1.0)?;
             }
             document.hash = hash;
             document.state = (self.strategy != Strategy::Sequential).then_some(state);
+            document.trace = trace;
         }
         self.current += 1;
         Ok(true)
@@ -89,8 +93,12 @@ impl Session {
             let tokens = std::mem::take(provisional);
             if here && !tokens.is_empty() {
                 let reading = match &self.reading {
-                    Some(reading) => reading.try_clone()?,
-                    None => Reading::new(cx.generator)?,
+                    // Nothing of it is ever recalled.
+                    Some(reading) => Reading {
+                        trace: None,
+                        ..reading.try_clone()?
+                    },
+                    None => Reading::new(cx.generator, None)?,
                 };
                 self.tail = Some(Tail {
                     from: reading.position(),
@@ -129,7 +137,8 @@ impl Session {
             if tail.reading.len < self.window {
                 return Ok(false);
             }
-            tail.reading.close_window(cx.generator, self.bounds.least)?;
+            tail.reading
+                .close_window(cx.generator, self.bounds.least, cx.traces)?;
             // The next provisional window takes the open one's place in the cache.
             if let Some(reading) = &mut self.reading {
                 reading.cached = 0;
@@ -187,33 +196,52 @@ impl Session {
         }))
     }
 
-    /// The fold of some of the documents, in the order of the log: that of a session that was told these alone. None if it
-    /// would be that of all, or one of them is not there, or its own sums are not (it is not read to its end, or the session
-    /// is sequential).
+    /// The fold of some of the documents, or of some of their tokens, in the order of the log: where whole documents are named,
+    /// that of a session that was told these alone. None if it would be that of all, or one of them is not there, or its own sums
+    /// are not (it is not read to its end, or the session is sequential). A document without a trace is taken whole.
     pub(crate) fn fold_of(
         &self,
-        chosen: &[DocumentId],
+        chosen: &Chosen,
         generator: &Generator,
     ) -> Result<Option<Fold>, generator::Error> {
-        let documents: Vec<&Document> = self
-            .documents
-            .iter()
-            .filter(|document| chosen.contains(&document.id))
-            .collect();
-        let known = documents.len() == chosen.len();
-        if chosen.is_empty() || !known || documents.len() == self.documents.len() {
+        let mut parts = Vec::with_capacity(chosen.parts.len());
+        for document in &self.documents {
+            if let Some(part) = chosen
+                .parts
+                .iter()
+                .find(|part| part.document == document.id)
+            {
+                let Some(state) = &document.state else {
+                    return Ok(None);
+                };
+                let trace = document.trace.as_ref().filter(|_| !part.tokens.is_empty());
+                parts.push((document, state, trace.map(|trace| (trace.trace(), part))));
+            }
+        }
+        let whole = parts.iter().all(|(.., part)| part.is_none());
+        if parts.is_empty()
+            || parts.len() != chosen.parts.len()
+            || (whole && parts.len() == self.documents.len())
+        {
             return Ok(None);
         }
         let (mut hash, mut tokens) = (self.hash.clone(), 0);
         let mut total = generator.new_state()?;
-        for document in documents {
-            let Some(state) = &document.state else {
-                return Ok(None);
-            };
+        for (document, state, part) in parts {
             hash.push(&document.hash);
-            tokens += document.hash.tokens();
-            if !state.is_empty() {
+            let Some((trace, part)) = part else {
+                tokens += document.hash.tokens();
                 total.add(state, 1.0)?;
+                continue;
+            };
+            tokens += part
+                .around
+                .iter()
+                .map(ExactSizeIterator::len)
+                .sum::<usize>();
+            for (ranges, weight) in [(&part.tokens, 1.0), (&part.around, chosen.beside)] {
+                hash.push_part(ranges, weight);
+                total.add(&generator.recall(trace, ranges)?, weight)?;
             }
         }
         let core = core_of(&total, generator)?;

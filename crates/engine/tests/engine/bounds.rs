@@ -1,8 +1,8 @@
 //! Bounds: each of `Config` at its edge, one below and one beyond.
 
 use engine::{
-    Command, Config, DocumentId, Engine, Error, Event, RequestError, RequestId, Seq, SessionError,
-    SessionId, Strategy,
+    Chosen, Command, Config, DocumentId, Engine, Error, Event, RequestError, RequestId, Seq,
+    SessionError, SessionId, Strategy,
 };
 use testkit::Form;
 
@@ -410,7 +410,7 @@ fn a_score_beside_an_answer_keeps_no_prompt_waiting() {
             request: RequestId(request),
             session: None,
             adapter_scale: 1.0,
-            documents: Vec::new(),
+            chosen: Chosen::default(),
             prompt: ids(&[2; 8]),
             continuations: vec![ids(&[3; 31]); 8],
         });

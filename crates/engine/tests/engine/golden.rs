@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, safetensors};
-use engine::{Command, Config, Engine, Event, RequestId, SessionId, Strategy, TokenId};
+use engine::{Chosen, Command, Config, Engine, Event, RequestId, SessionId, Strategy, TokenId};
 
 use crate::support::{failures, forget, fork, ingest, publish};
 
@@ -37,7 +37,7 @@ impl Real {
             request: RequestId(1),
             session: Some(SessionId(session)),
             adapter_scale: 1.0,
-            documents: Vec::new(),
+            chosen: Chosen::default(),
             prompt: prompt.to_vec(),
             continuations: vec![continuation.to_vec()],
         }]);

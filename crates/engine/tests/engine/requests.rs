@@ -1,10 +1,12 @@
 //! Requests: a row in a batch is the row alone; a version is pinned; what ends gives everything back.
 
+use std::ops::Range;
+
 use engine::{
-    Command, Config, DocumentId, Event, Finish, RequestError, RequestId, Sampling, SessionId,
-    Strategy, TokenId, Version,
+    Chosen, Command, Config, Digest, DocumentId, Event, Finish, Part, RequestError, RequestId,
+    Sampling, SessionId, Strategy, TokenId, Version,
 };
-use proptest::{collection::vec, prelude::*};
+use proptest::{collection::vec, prelude::*, sample::Index};
 use testkit::Form;
 
 use crate::support::*;
@@ -58,7 +60,7 @@ proptest! {
         let continuation: Vec<TokenId> = drawn.iter().map(|&(token, _)| token).collect();
         let other = ids(&[3, 1]);
         let events = rig.ask(Command::Score {
-            request: RequestId(2), session: Some(SessionId(1)), adapter_scale: 1.0, documents: Vec::new(), prompt: prompt.clone(),
+            request: RequestId(2), session: Some(SessionId(1)), adapter_scale: 1.0, chosen: Chosen::default(), prompt: prompt.clone(),
             continuations: vec![other.clone(), continuation, other],
         });
         let [Event::Scored { scores, .. }] = &events[..] else { panic!("{events:?}") };
@@ -181,9 +183,7 @@ proptest! {
         prop_assume!(!named.is_empty());
         let prompt = ids(&[4, 8, 1]);
         let mut ask = generate(1, Some(1), &prompt, 6, 3);
-        if let Command::Generate { documents, .. } = &mut ask {
-            *documents = named;
-        }
+        choose(&mut ask, whole(named));
         let (some, alone) = (rig.ask(ask), rig.ask(generate(2, Some(2), &prompt, 6, 3)));
         prop_assert_eq!(answer(&some, 1), answer(&alone, 2));
         let made_of = |events: &[Event]| match events.last() {
@@ -195,6 +195,165 @@ proptest! {
     }
 }
 
+/// Makes a generation of these parts.
+fn choose(ask: &mut Command, parts: Chosen) {
+    if let Command::Generate { chosen, .. } = ask {
+        *chosen = parts;
+    }
+}
+
+/// Whole documents.
+fn whole(documents: impl IntoIterator<Item = DocumentId>) -> Chosen {
+    Chosen {
+        parts: documents
+            .into_iter()
+            .map(|document| part(document, None, None))
+            .collect(),
+        beside: 0.0,
+    }
+}
+
+fn part(
+    document: DocumentId,
+    tokens: impl IntoIterator<Item = Range<usize>>,
+    around: Option<Range<usize>>,
+) -> Part {
+    Part {
+        document,
+        tokens: tokens.into_iter().collect(),
+        around: around.into_iter().collect(),
+    }
+}
+
+/// The digest, the number of context tokens and the answer's tokens with their log-probabilities.
+fn made(
+    rig: &mut Rig,
+    session: u64,
+    chosen: Chosen,
+) -> (Option<Digest>, usize, Vec<(TokenId, u32)>) {
+    let mut ask = generate(1, Some(session), &ids(&[4, 8, 1]), 6, 3);
+    choose(&mut ask, chosen);
+    if let Command::Generate { sampling, .. } = &mut ask {
+        sampling.logprobs = true;
+    }
+    let events = rig.ask(ask);
+    let answer = events.iter().filter_map(|event| match event {
+        &Event::Token { token, logprob, .. } => {
+            Some((token, logprob.unwrap_or_default().to_bits()))
+        }
+        _ => None,
+    });
+    let answer = answer.collect();
+    match events.last() {
+        Some(&Event::Finished {
+            digest,
+            context_tokens,
+            ..
+        }) => (digest, context_tokens, answer),
+        other => panic!("{other:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However the document came, and in a fork too: the same bits for the same tokens of it.
+    #[test]
+    fn an_answer_made_of_some_tokens_of_a_document_does_not_hang_on_how_they_came(
+        form in forms(),
+        strategy in prop_oneof![Just(Strategy::Parallel), Just(Strategy::Concat)],
+        configs in [configs(), configs()],
+        document in tokens(20..40),
+        cut in any::<Index>(),
+        from in 0usize..10,
+        count in 3usize..10,
+        beside in prop_oneof![Just(0.0f32), Just(0.25), Just(1.0)],
+    ) {
+        let around = 0..document.len();
+        let chosen = |tokens: Range<usize>| Chosen {
+            parts: vec![part(DocumentId(1), Some(tokens), Some(around.clone()))],
+            beside,
+        };
+        let mut answers = Vec::new();
+        for (config, at) in configs.into_iter().zip([document.len(), cut.index(document.len())]) {
+            let mut rig = Rig::new(form, config);
+            rig.open(1, strategy);
+            rig.ask(ingest(1, 1, 1, &document[..at], at == document.len()));
+            if at < document.len() {
+                rig.ask(ingest(1, 2, 1, &document[at..], true));
+            }
+            rig.ask(ingest(1, 3, 2, &ids(&[7; 9]), true));
+            rig.ask(fork(1, 2));
+            answers.extend([1, 2].map(|session| made(&mut rig, session, chosen(from..from + count))));
+            let other = made(&mut rig, 1, chosen(from + 1..from + count + 1));
+            prop_assert_ne!(other.0, answers[0].0);
+            rig.assert_all_blocks_come_back([1, 2]);
+            prop_assert_eq!(rig.engine.usage().trace_bytes, 0);
+        }
+        prop_assert!(answers.iter().all(|answer| answer == &answers[0]), "{answers:?}");
+        prop_assert_eq!(answers[0].1, document.len());
+    }
+}
+
+#[test]
+fn all_tokens_of_a_document_are_the_document_up_to_rounding() {
+    for form in [Form::Associative, Form::Published] {
+        let mut rig = Rig::new(form, config());
+        rig.open(1, Strategy::Parallel);
+        rig.ask(ingest(
+            1,
+            1,
+            1,
+            &ids(&[9, 3, 4, 11, 5, 6, 2, 8, 17, 21, 30]),
+            true,
+        ));
+        rig.ask(ingest(1, 2, 2, &ids(&[7; 9]), true));
+        let all = Chosen {
+            parts: vec![part(DocumentId(1), [0..4, 4..11], Some(0..11))],
+            beside: 0.0,
+        };
+        let (some, document) = (
+            made(&mut rig, 1, all),
+            made(&mut rig, 1, whole([DocumentId(1)])),
+        );
+        assert_ne!(some.0, document.0);
+        for ((token, logprob), (other, wanted)) in some.2.iter().zip(&document.2) {
+            assert_eq!(token, other);
+            let (logprob, wanted) = (f32::from_bits(*logprob), f32::from_bits(*wanted));
+            assert!((logprob - wanted).abs() < 0.02, "{logprob} {wanted}");
+        }
+        assert_eq!(some.2.len(), document.2.len());
+    }
+}
+
+#[test]
+fn without_room_for_traces_documents_are_taken_whole() {
+    let config = || Config {
+        trace_budget_bytes: 0,
+        ..config()
+    };
+    let mut rig = Rig::new(Form::Associative, config());
+    rig.open(1, Strategy::Parallel);
+    for document in 1..3 {
+        rig.ask(ingest(
+            1,
+            document,
+            document,
+            &ids(&[9, 3, 4, 11, 5, 6, 2, 8, 17]),
+            true,
+        ));
+    }
+    let some = Chosen {
+        parts: vec![part(DocumentId(1), Some(1..4), Some(0..9))],
+        beside: 0.5,
+    };
+    assert_eq!(
+        made(&mut rig, 1, some),
+        made(&mut rig, 1, whole([DocumentId(1)]))
+    );
+    assert_eq!(rig.engine.usage().trace_bytes, 0);
+}
+
 #[test]
 fn requests_that_name_documents_start_two_a_step() {
     let mut rig = Rig::new(Form::Associative, config());
@@ -204,8 +363,11 @@ fn requests_that_name_documents_start_two_a_step() {
     }
     for request in 1..7 {
         let mut ask = generate(request, Some(1), &ids(&[1, 2]), 20, request);
-        if let Command::Generate { documents, eos, .. } = &mut ask {
-            documents.extend([DocumentId(1)].into_iter().filter(|_| request < 6));
+        choose(
+            &mut ask,
+            whole([DocumentId(1)].into_iter().filter(|_| request < 6)),
+        );
+        if let Command::Generate { eos, .. } = &mut ask {
             eos.clear();
         }
         rig.push(ask);
@@ -238,9 +400,7 @@ fn an_answer_is_made_of_all_documents_where_some_cannot_be_had() {
     };
     let digest = |rig: &mut Rig, named: &[u64]| {
         let mut ask = generate(1, Some(1), &ids(&[1, 2]), 1, 3);
-        if let Command::Generate { documents, .. } = &mut ask {
-            *documents = named.iter().copied().map(DocumentId).collect();
-        }
+        choose(&mut ask, whole(named.iter().copied().map(DocumentId)));
         match rig.ask(ask).last() {
             Some(&Event::Finished { digest, .. }) => digest,
             other => panic!("{other:?}"),
@@ -279,7 +439,7 @@ fn an_answer_ends_with_its_length_its_end_token_or_the_context() {
         request: RequestId(1),
         session: None,
         adapter_scale: 1.0,
-        documents: Vec::new(),
+        chosen: Chosen::default(),
         prompt: ids(&[4, 5]),
         max_tokens,
         sampling: Sampling {
@@ -380,7 +540,7 @@ fn requests_that_cannot_be_answered_are_refused() {
         request: RequestId(1),
         session: None,
         adapter_scale: 1.0,
-        documents: Vec::new(),
+        chosen: Chosen::default(),
         prompt: prompt.to_vec(),
         continuations,
     };
@@ -463,7 +623,7 @@ fn what_is_cancelled_or_loses_its_session_gives_its_blocks_back_at_once() {
         request: RequestId(3),
         session: Some(SessionId(1)),
         adapter_scale: 1.0,
-        documents: Vec::new(),
+        chosen: Chosen::default(),
         prompt: prompt.clone(),
         continuations: vec![prompt.clone(); 20],
     });

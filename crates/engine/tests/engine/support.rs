@@ -9,7 +9,7 @@ use std::{
 };
 
 use engine::{
-    Command, Config, Digest, DocumentId, Engine, Event, Newest, RequestId, Sampling, Seq,
+    Chosen, Command, Config, Digest, DocumentId, Engine, Event, Newest, RequestId, Sampling, Seq,
     SessionError, SessionId, Strategy, TokenId, Version,
 };
 use proptest::{prelude::*, strategy::Strategy as _};
@@ -217,7 +217,7 @@ impl Rig {
             request,
             session: session.map(SessionId),
             adapter_scale: 1.0,
-            documents: Vec::new(),
+            chosen: Chosen::default(),
             prompt: ids(&[5, 6, 2, 8]),
             continuations,
         });
@@ -326,7 +326,7 @@ pub(crate) fn generate(
         request: RequestId(request),
         session: session.map(SessionId),
         adapter_scale: 1.0,
-        documents: Vec::new(),
+        chosen: Chosen::default(),
         prompt: prompt.to_vec(),
         max_tokens,
         sampling: Sampling {

@@ -111,7 +111,10 @@ fn case(
                 format!("{count} facts, {distance} tokens before")
             },
             x: Some(count as f64),
-            asked: None,
+            asked: Some(relevance::Asked::new(
+                std::iter::once(prompt.as_str()),
+                None,
+            )),
             body: prompts.tokens(&prompt)?,
             shown: prompt.clone(),
             query: Some(prompt),

@@ -245,7 +245,7 @@ fn what_is_judged_is_what_the_engine_serves() {
                     request,
                     session: Some(session),
                     adapter_scale: 1.0,
-                    documents: Vec::new(),
+                    chosen: engine::Chosen::default(),
                     prompt,
                     continuations: vec![answer],
                 })

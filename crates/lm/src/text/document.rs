@@ -100,6 +100,12 @@ impl DocumentTokenizer {
         Ok(tokens)
     }
 
+    /// The text that is held.
+    #[must_use]
+    pub fn held(&self) -> &str {
+        &self.held
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn held_bytes(&self) -> usize {

@@ -162,6 +162,7 @@ fn push_letters(token: &str, letters: &[u16; 0x144], bytes: &mut Vec<u8>) {
 /// Incremental detokenisation: text is returned once it is whole UTF-8.
 ///
 /// The concatenation equals `decode` of all tokens. Bytes that can no longer become UTF-8 are U+FFFD.
+#[derive(Clone)]
 pub struct TextDecoder {
     inner: Arc<Inner>,
     /// The first bytes of a character, three at most.

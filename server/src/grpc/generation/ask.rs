@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use engine::{DocumentId, Sampling, TokenId};
+use engine::{Chosen, Sampling, TokenId};
 use imprint_proto::v1::{self, continuation, prompt::Form};
 use lm::text::Message;
 use relevance::Asked;
@@ -45,16 +45,12 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// Strength of the session's imprint for a prompt, and the documents that it is to be made of (none: of all).
-    pub(super) fn meant(
-        &self,
-        user: Option<&User>,
-        asked: Option<&Asked>,
-    ) -> (f32, Vec<DocumentId>) {
+    /// Strength of the session's imprint for a prompt, and what it is to be made of.
+    pub(super) fn meant(&self, user: Option<&User>, asked: Option<&Asked>) -> (f32, Chosen) {
         match (self.scale, user, asked) {
-            (Some(scale), _, _) => (scale, Vec::new()),
+            (Some(scale), _, _) => (scale, Chosen::default()),
             (None, Some(user), Some(asked)) => user.session().meant(asked),
-            (None, _, _) => (1.0, Vec::new()),
+            (None, _, _) => (1.0, Chosen::default()),
         }
     }
 }

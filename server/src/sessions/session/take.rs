@@ -5,8 +5,8 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use engine::{Command, DocumentId, Seq, SessionError, Strategy, TokenId};
-use lm::text::{DocumentTokenizer, Text};
-use relevance::{Heard, Listener};
+use lm::text::{DocumentTokenizer, Text, TextDecoder};
+use relevance::Spoken;
 use store::{Appended, Chunk, Content, Place};
 
 use super::{Document, INLINE_BYTES, Open, Rules, Session, Writer, locked, taken};
@@ -18,21 +18,23 @@ use crate::{
 
 /// What a chunk comes to, worked out before anything is changed.
 struct Plan {
-    /// The last tokens of the document that ends because another begins.
-    closing: Option<Vec<TokenId>>,
+    /// The last tokens of the document that ends because another begins, and what it speaks of with them.
+    closing: Option<(Vec<TokenId>, Spoken)>,
     /// The chunk's tokens, and those that were held back before it.
     tokens: Vec<TokenId>,
     /// The document's tokenizer behind the chunk; none for ids.
     tokenizer: Option<DocumentTokenizer>,
     /// The most tokens that are still held back, with the document's suffix: one for each byte.
     held: usize,
-    /// What the chunk speaks of.
-    heard: Heard,
+    /// What the document speaks of with the chunk, from the end of what it spoke of before.
+    onward: Spoken,
+    /// The text of the document's tokens, behind the chunk.
+    decoder: TextDecoder,
 }
 
 impl Plan {
     fn count(&self) -> usize {
-        self.tokens.len() + self.closing.as_ref().map_or(0, Vec::len)
+        self.tokens.len() + self.closing.as_ref().map_or(0, |(tokens, _)| tokens.len())
     }
 }
 
@@ -108,16 +110,16 @@ impl Session {
             }));
         }
         let tokenizer = writer.open.as_ref().and_then(|open| open.tokenizer.clone());
-        let listener = match locked(&self.documents).last() {
-            Some(open) if !place.begins => open.spoken.listener(),
-            Some(_) | None => Listener::default(),
+        let open = match (locked(&self.documents).last(), &writer.open) {
+            (Some(document), Some(open)) => Some((document.spoken.onward(), open.decoder.clone())),
+            _ => None,
         };
         let held = tokenizer.as_ref().map_or(0, DocumentTokenizer::held_bytes);
         let first = writer.next_document == 0;
         let plan = if chunk.content.bytes() + held <= INLINE_BYTES {
             plan(
                 tokenizer,
-                listener,
+                open,
                 first,
                 rules,
                 &self.rooms.text,
@@ -127,7 +129,7 @@ impl Session {
         } else {
             let (rules, text) = (Arc::clone(rules), self.rooms.text.clone());
             let (chunk, place) = (chunk.clone(), place.clone());
-            let work = move || plan(tokenizer, listener, first, &rules, &text, &chunk, &place);
+            let work = move || plan(tokenizer, open, first, &rules, &text, &chunk, &place);
             tokio::task::spawn_blocking(work)
                 .await
                 .map_err(|_| Error::Internal("tokenising panicked"))??
@@ -172,7 +174,7 @@ impl Session {
             let closed = plan
                 .closing
                 .as_ref()
-                .map_or(0, |closing| before + closing.len());
+                .map_or(0, |(closing, _)| before + closing.len());
             let tokens = plan.tokens.len() + held + if place.begins { 0 } else { before };
             if let Some(tokens) = [closed, tokens].into_iter().find(|tokens| *tokens > limit) {
                 return Err(Error::Context(SessionError::DocumentTooLong {
@@ -198,8 +200,11 @@ impl Session {
         let mut documents = locked(&self.documents);
         let mut commands = Vec::with_capacity(2);
         writer.tokens += plan.count();
-        if let (Some(tokens), Some(open)) = (plan.closing, writer.open.take_if(|_| place.begins)) {
+        if let (Some((tokens, onward)), Some(open)) =
+            (plan.closing, writer.open.take_if(|_| place.begins))
+        {
             if let Some(last) = documents.last_mut() {
+                Arc::make_mut(&mut last.spoken).extend(onward);
                 last.tokens += tokens.len();
                 last.complete = true;
             }
@@ -219,6 +224,7 @@ impl Session {
             writer.open = Some(Open {
                 id,
                 tokenizer: None,
+                decoder: plan.decoder.clone(),
                 pending: VecDeque::new(),
                 bytes: 0,
                 tokens: 0,
@@ -241,7 +247,7 @@ impl Session {
         };
         open.tokens += plan.tokens.len();
         if let Some(last) = documents.last_mut() {
-            Arc::make_mut(&mut last.spoken).add(plan.heard);
+            Arc::make_mut(&mut last.spoken).extend(plan.onward);
             last.tokens = open.tokens;
             last.complete = end;
             last.last_seq = seq;
@@ -257,6 +263,7 @@ impl Session {
             writer.whole = seq;
         }
         open.tokenizer = plan.tokenizer;
+        open.decoder = plan.decoder;
         let document = open.id;
         if end {
             writer.open = None;
@@ -283,10 +290,10 @@ fn field(content: &Content) -> &'static str {
     }
 }
 
-/// Tokenises a chunk behind what its document holds so far. `first` says that nothing came before it in the session.
+/// Tokenises a chunk behind what its document holds so far. `open`: what the open document speaks of, and the text of its tokens; `first` says that nothing came before it in the session.
 fn plan(
     tokenizer: Option<DocumentTokenizer>,
-    listener: Listener,
+    open: Option<(Spoken, TextDecoder)>,
     first: bool,
     rules: &Rules,
     text: &Text,
@@ -297,11 +304,15 @@ fn plan(
     let mut tokens = Vec::new();
     let mut closing = None;
     let mut tokenizer = tokenizer;
+    let (mut onward, mut decoder) = open.unwrap_or_else(|| (Spoken::default(), text.decoder()));
     if place.begins {
         let before = tokenizer.take();
         if place.ends_open {
-            closing = Some(before.map_or_else(|| Ok(Vec::new()), |before| before.finish(suffix))?);
+            let last = before.map_or_else(|| Ok(Vec::new()), |before| before.finish(suffix))?;
+            hear(&mut onward, &mut decoder, &last);
+            closing = Some((last, onward));
         }
+        (onward, decoder) = (Spoken::default(), text.decoder());
         if let Content::Text(_) = chunk.content {
             tokenizer = Some(text.document());
             tokens.extend(rules.bos.filter(|_| first));
@@ -313,14 +324,6 @@ fn plan(
         (Content::Text(_), None) => {}
         (Content::Ids(ids), _) => tokens.extend(checked("chunk.token_ids", ids, rules.vocab)?),
     }
-    let heard = match &chunk.content {
-        Content::Text(text) => listener.hear(text),
-        // Ids that the tokenizer does not know have no text.
-        Content::Ids(ids) => {
-            let ids: Vec<TokenId> = ids.iter().copied().map(TokenId).collect();
-            listener.hear(&text.decode(&ids).unwrap_or_default())
-        }
-    };
     let mut held = 0;
     if chunk.end_of_document {
         if let Some(tokenizer) = tokenizer.take() {
@@ -329,13 +332,23 @@ fn plan(
     } else if let Some(tokenizer) = &tokenizer {
         held = tokenizer.held_bytes() + suffix.len(); // a token has at least one byte
     }
+    hear(&mut onward, &mut decoder, &tokens);
+    onward.ahead(tokenizer.as_ref().map_or("", DocumentTokenizer::held));
     Ok(Plan {
         closing,
         tokens,
         tokenizer,
         held,
-        heard,
+        onward,
+        decoder,
     })
+}
+
+/// Goes on with the text of tokens; ids that the tokenizer does not know have none.
+fn hear(spoken: &mut Spoken, decoder: &mut TextDecoder, tokens: &[TokenId]) {
+    for &token in tokens {
+        spoken.hear(&decoder.push(token).unwrap_or_default(), 1);
+    }
 }
 
 /// Ids of the vocabulary.
