@@ -123,8 +123,7 @@ pub(crate) struct Question {
     pub(crate) shown: String,
     /// What a passage is looked up with; none where nothing can be looked up.
     pub(crate) query: Option<String>,
-    /// What it asks, where it is asked as a question or a message: the imprint gets the strength with which it is meant, as when
-    /// serving. None for what is to be continued: full strength.
+    /// What it asks, where it says anything: the imprint is what is meant of it, as when serving. None: all of it at full strength.
     pub(crate) asked: Option<relevance::Asked>,
     /// The end of the prompt.
     pub(crate) body: Vec<TokenId>,

@@ -19,6 +19,8 @@ const LONGEST: usize = 96;
 const LABELS: usize = 256;
 /// Messages of a conversation that are looked at, the newest.
 const MESSAGES: usize = 4;
+/// Words at the end of a text that is to be continued that are looked at.
+const LAST: usize = 24;
 /// Share of a prompt's words up to which the imprint is not meant at all, and from which it is meant wholly. Set on training
 /// questions: 1.8 % of those about another paragraph reach the upper one, 87 % of those about their own
 /// (docs/QUALITY.md).
@@ -151,7 +153,9 @@ impl Spoken {
             }
             blank = letter.is_whitespace();
         }
-        spoken.hear(&text[start..], 1);
+        if start < text.len() {
+            spoken.hear(&text[start..], 1);
+        }
         spoken
     }
 
@@ -198,21 +202,21 @@ impl Spoken {
         start..self.tokens
     }
 
-    /// The largest number of words that one window speaks of.
+    /// The largest number of words that one window speaks of. Each half of a window is the other half of the next one.
     fn known(&self, words: &[u32]) -> usize {
-        let (mut most, mut found, mut count) = (0, vec![false; words.len()], 0);
+        let nothing = vec![false; words.len()];
+        let (mut most, mut count) = (0, 0);
+        let (mut before, mut now) = (nothing.clone(), nothing.clone());
         for passage in 0..self.len() {
-            for (found, &word) in found.iter_mut().zip(words) {
-                *found |= self.knows(passage, word);
+            for (known, &word) in now.iter_mut().zip(words) {
+                *known |= self.knows(passage, word);
             }
-            most = most.max(found.iter().filter(|found| **found).count());
-            count += self
-                .passages
-                .get(passage)
-                .map_or(0, |passage| passage.count);
-            if count >= WINDOW {
-                found.fill(false);
-                count = 0;
+            let known = before.iter().zip(&now).filter(|(a, b)| **a || **b);
+            most = most.max(known.count());
+            let words = self.passages.get(passage);
+            count += words.map_or(0, |passage| passage.count);
+            if count >= WINDOW / 2 {
+                (before, now, count) = (now, nothing.clone(), 0);
             }
         }
         most
@@ -225,6 +229,8 @@ pub struct Asked {
     /// The words of each message that has any.
     messages: Vec<Vec<u32>>,
     label: Option<u32>,
+    /// Whether it is a text that goes on, of which all is meant unless one knows better.
+    goes_on: bool,
     /// Whether the newest message is about who asks.
     personal: bool,
 }
@@ -260,6 +266,22 @@ impl Asked {
                 let heard = Listener::default().hear(last);
                 heard.labels.first().copied()
             }),
+            goes_on: false,
+        }
+    }
+
+    /// Of a text that is to be continued: its last words.
+    #[must_use]
+    pub fn text(text: &str) -> Self {
+        let words = text.split_whitespace().rev().take(LAST).count();
+        let start = text
+            .split_whitespace()
+            .rev()
+            .nth(words.saturating_sub(1))
+            .map_or(0, |word| word.as_ptr() as usize - text.as_ptr() as usize);
+        Self {
+            goes_on: true,
+            ..Self::new([&text[start..]].into_iter(), Some(text))
         }
     }
 }
@@ -297,7 +319,8 @@ impl Meant {
 
 /// What of an imprint of these documents is meant by a prompt.
 ///
-/// All of it if the prompt says nothing to go by (no word but common ones), or ends with a label that the documents use (a
+/// Of a text that is to be continued always all of it, unless one or two sentences speak of all of its last words: then these.
+/// Of a question or a conversation all of it if the prompt says nothing to go by (no word but common ones), or ends with a label that the documents use (a
 /// task's own form, as in few-shot examples), or if who asks speaks of himself (`my`, `me`) and so does a document: "how old
 /// is my sister" need not share a word with what was told of her. Else its strength rises with the share of a message's words that one window of
 /// a document speaks of; of several messages the one counts that has the largest share. With it the passages are chosen that
@@ -326,19 +349,33 @@ pub fn meant(told: &[&Spoken], asked: &Asked) -> Meant {
     if strength < 1.0 && asked.personal && told.iter().any(|spoken| spoken.personal) {
         return Meant::ALL;
     }
-    let (parts, beside) = message
+    let chosen = message
         .filter(|_| strength > 0.0)
-        .and_then(|message| chosen(told, message))
-        .unzip();
-    Meant {
-        strength,
-        parts,
-        beside: beside.unwrap_or(0.0),
+        .and_then(|message| chosen(told, message));
+    match chosen {
+        Some(chosen) if !asked.goes_on || chosen.covered >= 1.0 => Meant {
+            strength: if asked.goes_on { 1.0 } else { strength },
+            parts: Some(chosen.parts),
+            beside: chosen.beside,
+        },
+        _ if asked.goes_on => Meant::ALL,
+        _ => Meant {
+            strength,
+            ..Meant::ALL
+        },
     }
 }
 
+/// Passages that are meant.
+struct Chosen {
+    parts: Vec<Part>,
+    beside: f32,
+    /// The share of the words that the best of them speak of.
+    covered: f32,
+}
+
 /// The passages that speak most of the words, with what lies around them and its weight; none if nothing is left out.
-fn chosen(told: &[&Spoken], words: &[u32]) -> Option<(Vec<Part>, f32)> {
+fn chosen(told: &[&Spoken], words: &[u32]) -> Option<Chosen> {
     // (document, passage)
     let all: Vec<(usize, usize)> = told
         .iter()
@@ -405,7 +442,11 @@ fn chosen(told: &[&Spoken], words: &[u32]) -> Option<(Vec<Part>, f32)> {
         lengths.sum::<usize>() as f32
     };
     let share = count(|part| &part.tokens) / count(|part| &part.around).max(1.0);
-    Some((parts, (DOUBT * (1.0 - covered) + SURE * share).min(1.0)))
+    Some(Chosen {
+        parts,
+        beside: (DOUBT * (1.0 - covered) + SURE * share).min(1.0),
+        covered,
+    })
 }
 
 /// Adds a range behind or upon the last one.

@@ -58,7 +58,10 @@ fn words_count_together_only_if_one_window_speaks_of_them() {
     let filler = "word ".repeat(2 * WINDOW);
     let apart = format!("{MILL} {filler} Lisbon and copper and zinc and tin.");
     let question = "mill Lisbon copper zinc tin lead gold silver";
-    assert!((of(&[&apart], question) - of(&["Lisbon copper zinc tin"], question)).abs() < 1e-6);
+    assert_eq!(
+        of(&[&apart], question),
+        of(&["Lisbon copper zinc tin"], question)
+    );
     assert_eq!(of(&["nothing", MILL], "Ansel Brandt"), 1.0);
 }
 
@@ -156,6 +159,35 @@ fn the_sentences_that_speak_of_it_are_meant_and_what_lies_around_counts_for_less
 }
 
 #[test]
+fn a_text_that_goes_on_gets_all_of_it_unless_a_sentence_speaks_of_all_its_words() {
+    let told =
+        Spoken::of("The code of Zorblat is 1234. The code of Mirvane is 5678. Nothing else.");
+    let meant = |text: &str| meant(&[&told], &Asked::text(text));
+    let sure = meant("The code of Mirvane is ");
+    assert_eq!(sure.strength, 1.0);
+    assert_eq!(only(&sure.parts.unwrap()[0].tokens), 6..12);
+    for text in [
+        "",
+        "On rainy days Mirvane ",
+        "Once upon a time ",
+        "Code, code",
+    ] {
+        let meant = meant(text);
+        assert_eq!(meant.strength, 1.0, "{text}");
+        assert_eq!(meant.parts.is_some(), text.starts_with("Code"), "{text}");
+    }
+    // Its last words count.
+    let long = format!("{} The code of Mirvane is ", "rain ".repeat(40));
+    assert_eq!(meant(&long).parts, None);
+    let long = format!(
+        "{} The code of Mirvane is {}",
+        "rain ".repeat(40),
+        "the ".repeat(20)
+    );
+    assert!(meant(&long).parts.is_some());
+}
+
+#[test]
 fn a_part_lies_in_its_window_of_a_long_document() {
     let filler = "word word word word. ".repeat(WINDOW);
     let told = format!("{filler}The miller Ansel Brandt died. {filler}");
@@ -202,7 +234,7 @@ fn what_a_document_takes_is_bounded_by_its_words() {
 proptest! {
     /// However a text is told, it speaks of the same.
     #[test]
-    fn chunks_say_what_the_whole_says(words in prop::collection::vec("[a-zA-Z0-9:東]{1,6}[.,!]?[ \n]", 0..40), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+    fn chunks_say_what_the_whole_says(words in prop::collection::vec("[ \n][a-zA-Z0-9:東]{1,6}[.,!]?", 0..40), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
         let mut bounds: Vec<usize> = cuts.into_iter().map(|cut| cut.index(words.len() + 1)).collect();
         bounds.extend([0, words.len()]);
         bounds.sort_unstable();

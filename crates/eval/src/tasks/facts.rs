@@ -111,10 +111,7 @@ fn case(
                 format!("{count} facts, {distance} tokens before")
             },
             x: Some(count as f64),
-            asked: Some(relevance::Asked::new(
-                std::iter::once(prompt.as_str()),
-                None,
-            )),
+            asked: Some(relevance::Asked::text(&prompt)),
             body: prompts.tokens(&prompt)?,
             shown: prompt.clone(),
             query: Some(prompt),

@@ -55,7 +55,7 @@ impl Adapter {
     }
 }
 
-/// A prompt's tokens, and what it asks if it is a question or a chat.
+/// A prompt's tokens, and what it asks if it is no list of ids.
 #[derive(Default)]
 pub(super) struct Prompt {
     pub(super) tokens: Vec<TokenId>,
@@ -343,7 +343,10 @@ fn prompt(shared: &Shared, check: &mut Check, prompt: Option<v1::Prompt>) -> Res
                 .into_iter()
                 .chain(shared.text.encode(&text)?)
                 .collect();
-            Ok(tokens.into())
+            Ok(Prompt {
+                asked: Some(Asked::text(&text)),
+                tokens,
+            })
         }
         Form::TokenIds(ids) => {
             if !bounded(
