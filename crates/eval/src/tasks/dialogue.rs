@@ -192,7 +192,7 @@ fn asked(
         id: id.to_owned(),
         label: label.to_owned(),
         x: None,
-        asked: None,
+        asked: Some(relevance::Asked::text(&prompt)),
         body: prompts.tokens(&prompt)?,
         query: Some(prompt.clone()),
         shown: prompt,
