@@ -50,6 +50,9 @@ impl TraceBudget {
 
     /// The trace of a document of which nothing is read; none if there is no room for any.
     pub(crate) fn begin(&self, generator: &Generator) -> Option<HeldTrace> {
+        if self.used() >= self.limit {
+            return None;
+        }
         self.hold(generator.new_trace())
     }
 

@@ -97,3 +97,32 @@ fn a_window_that_keeps_nothing_counts_its_tokens_and_a_foreign_one_is_refused() 
             .is_err()
     );
 }
+
+#[test]
+fn a_row_belongs_to_the_token_that_wrote_it() {
+    for generator in all() {
+        let skipped = usize::from(generator.config().skip_first);
+        let mut trace = generator.new_trace();
+        for seed in [5, 6] {
+            trace.push(&traced(&generator, seed, &[6]), 6).unwrap();
+        }
+        let writes = |token: usize| {
+            let recalled = generator.recall(&trace, std::slice::from_ref(&(token..token + 1)));
+            !recalled.unwrap().is_empty()
+        };
+        for start in [0, 6] {
+            assert_eq!(writes(start), skipped == 0);
+            assert!(writes(start + skipped) && writes(start + 4));
+        }
+        // One token: the outer product of its key with itself has rank one.
+        let state = generator
+            .recall(&trace, std::slice::from_ref(&(2..3)))
+            .unwrap();
+        if let (_, Some(g)) = state.sums(0).unwrap() {
+            let g = g.to_vec2::<f32>().unwrap();
+            assert!(
+                (g[0][0] * g[1][1] - g[0][1] * g[1][0]).abs() <= 1e-4 * (g[0][0] * g[1][1]).abs()
+            );
+        }
+    }
+}
