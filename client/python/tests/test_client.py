@@ -87,7 +87,7 @@ def test_what_is_ingested_is_applied_and_answers_change(client: Client, session:
     assert (now.accepted_seq, now.applied_seq) == (last.seq, last.seq)
     assert now.adapter_version == last.adapter_version
     assert now.context_tokens == last.tokens > 20
-    assert now.state_bytes > 0 and now.core_bytes > 0
+    assert now.state_bytes > 0 and now.trace_bytes > 0 and now.core_bytes > 0
     (document,) = client.sessions.documents(session.session_id)
     assert (document.document_id, document.complete, document.tokens) == ("light", True, last.tokens)
 
@@ -109,8 +109,10 @@ def test_what_is_ingested_is_applied_and_answers_change(client: Client, session:
         "Who keeps the lighthouse at Skarvholm?", session_id=session.session_id, min_applied_seq=last.seq
     )
     assert answer.finished.adapter_version == last.adapter_version
-    assert answer.finished.state_digest == last.state_digest
-    assert answer.finished.usage.context_tokens == last.tokens
+    assert answer.finished.state_digest != last.state_digest, "it is made of the sentences that the question means"
+    whole = client.ask("Who keeps the lighthouse at Skarvholm?", session_id=session.session_id, adapter_scale=1.0)
+    assert whole.finished.state_digest == last.state_digest
+    assert answer.finished.usage.context_tokens <= last.tokens == whole.finished.usage.context_tokens
 
 
 def test_tokens_come_one_by_one_with_log_probabilities(client: Client) -> None:

@@ -360,6 +360,7 @@ def session(m: session_pb2.Session) -> types.Session:
         documents=m.documents,
         state_bytes=m.state_bytes,
         core_bytes=m.core_bytes,
+        trace_bytes=m.trace_bytes,
         forked_from=m.forked_from,
     )
 

@@ -67,6 +67,8 @@ class Session:
     documents: int
     state_bytes: int
     core_bytes: int
+    trace_bytes: int
+    """Bytes of what single tokens of the documents wrote, which answers to questions are composed of."""
     forked_from: str
 
 
