@@ -17,6 +17,8 @@ const WINDOW: usize = 192;
 const LONGEST: usize = 96;
 /// Labels of a document that are kept.
 const LABELS: usize = 256;
+/// Words of a message that are looked at, whichever: each is looked up in every passage.
+const WORDS: usize = 256;
 /// Messages of a conversation that are looked at, the newest.
 const MESSAGES: usize = 4;
 /// Words at the end of a text that is to be continued that are looked at.
@@ -251,7 +253,7 @@ impl Asked {
         let personal = newest.as_ref().is_some_and(|heard| heard.personal);
         let words = |heard: Heard| -> Vec<u32> {
             let words: BTreeSet<u32> = heard.words.into_iter().flatten().collect();
-            words.into_iter().collect()
+            words.into_iter().take(WORDS).collect()
         };
         Self {
             messages: newest

@@ -217,6 +217,16 @@ fn what_is_told_but_has_no_tokens_yet_is_known() {
 }
 
 #[test]
+fn of_a_long_message_so_many_words_are_looked_up() {
+    let words = |count: usize| -> String { (0..count).map(|n| format!("{n}x ")).collect() };
+    for (count, kept) in [(5000, super::WORDS), (90, 90)] {
+        let message = words(count);
+        let asked = Asked::new([message.as_str()].into_iter(), None);
+        assert_eq!(asked.messages[0].len(), kept);
+    }
+}
+
+#[test]
 fn what_a_document_takes_is_bounded_by_its_words() {
     let text: String = (0..2000).map(|n| format!("label{n}: {n}x\n")).collect();
     let spoken = Spoken::of(&text);

@@ -310,6 +310,7 @@ fn plan(
         if place.ends_open {
             let last = before.map_or_else(|| Ok(Vec::new()), |before| before.finish(suffix))?;
             hear(&mut onward, &mut decoder, &last);
+            onward.ahead("");
             closing = Some((last, onward));
         }
         (onward, decoder) = (Spoken::default(), text.decoder());
