@@ -5,6 +5,7 @@
 //! runtime, and no file but those that it loads. Start at [`Command`], then [`Engine::step`].
 
 mod blocks;
+mod budget;
 mod command;
 mod config;
 mod cores;

@@ -3,54 +3,31 @@
 //! A trace is a convenience: a document without one is still told, forgotten and meant, as a whole. So nothing is ever refused for want of
 //! room; the document that does not fit goes on without a trace. Start at [`HeldTrace::push`].
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
-
 use generator::{Error, Generator, Trace, Window};
 
+use crate::budget::{Budget, Held};
+
 /// All traces of an engine.
-#[derive(Clone, Debug)]
-pub(crate) struct TraceBudget {
-    used: Arc<AtomicUsize>,
-    limit: usize,
-}
-
-/// A trace that counts. Cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct HeldTrace(Arc<Counted>);
-
 #[derive(Debug)]
-struct Counted {
-    trace: Trace,
-    bytes: usize,
-    used: Arc<AtomicUsize>,
-}
+pub(crate) struct TraceBudget(Budget);
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
+/// A trace that counts.
+pub(crate) type HeldTrace = Held<Trace>;
 
 impl TraceBudget {
     /// Nothing held yet, and at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            used: Arc::default(),
-            limit,
-        }
+        Self(Budget::new(limit))
     }
 
     /// Bytes that are held.
     pub(crate) fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
+        self.0.used()
     }
 
     /// The trace of a document of which nothing is read; none if there is no room for any.
     pub(crate) fn begin(&self, generator: &Generator) -> Option<HeldTrace> {
-        if self.used() >= self.limit {
+        if self.used() >= self.0.limit() {
             return None;
         }
         self.hold(generator.new_trace())
@@ -58,22 +35,13 @@ impl TraceBudget {
 
     fn hold(&self, trace: Trace) -> Option<HeldTrace> {
         let bytes = trace.bytes();
-        let used = Arc::clone(&self.used);
-        if self.used().saturating_add(bytes) > self.limit {
-            return None;
-        }
-        used.fetch_add(bytes, Ordering::Relaxed);
-        Some(HeldTrace(Arc::new(Counted { trace, bytes, used })))
+        (self.used().saturating_add(bytes) <= self.0.limit()).then(|| self.0.hold(trace, bytes))
     }
 }
 
 impl HeldTrace {
     pub(crate) fn trace(&self) -> &Trace {
-        &self.0.trace
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.0.bytes
+        self.value()
     }
 
     /// With a further window of so many tokens; none if that does not fit.
@@ -83,12 +51,11 @@ impl HeldTrace {
         tokens: usize,
         budget: &TraceBudget,
     ) -> Result<Option<Self>, Error> {
-        if let Some(own) = Arc::get_mut(&mut self.0) {
-            own.trace.push(window, tokens)?;
-            let bytes = own.trace.bytes();
-            own.used.fetch_add(bytes - own.bytes, Ordering::Relaxed);
-            own.bytes = bytes;
-            return Ok((budget.used() <= budget.limit).then_some(self));
+        if let Some(own) = self.own() {
+            own.push(window, tokens)?;
+            let bytes = own.bytes();
+            self.recount(bytes);
+            return Ok((budget.used() <= budget.0.limit()).then_some(self));
         }
         // A fork goes its own way.
         let mut trace = self.trace().clone();
