@@ -29,6 +29,7 @@ use crate::{
     model::ModelInfo,
     request::{Adapter, Request},
     session::{Bounds, Context, Session},
+    tiers::Tiers,
     traces::TraceBudget,
 };
 
@@ -57,6 +58,8 @@ pub struct Usage {
     pub trace_bytes: usize,
     /// Bytes of the cores that versions, windows and running requests hold.
     pub core_bytes: usize,
+    /// What of the sessions is where.
+    pub tiers: Tiers,
 }
 
 /// One frozen model with its sessions and requests. One thread owns it.
@@ -78,6 +81,8 @@ pub struct Engine {
     window_waits: bool,
     next_turn: u64,
     steps: u64,
+    /// Counters alone.
+    tiers: Tiers,
 }
 
 impl Engine {
@@ -137,6 +142,7 @@ impl Engine {
             window_waits: false,
             next_turn: 0,
             steps: 0,
+            tiers: Tiers::default(),
         })
     }
 
@@ -162,6 +168,19 @@ impl Engine {
             state_bytes: self.state_bytes(),
             core_bytes: self.cores.used(),
             trace_bytes: self.traces.used(),
+            tiers: self.tiers(),
+        }
+    }
+
+    fn tiers(&self) -> Tiers {
+        let cored = self.sessions.values();
+        let cored = cored.filter(|session| session.newest().core.is_some());
+        Tiers {
+            slot_sessions: cored.count(),
+            slot_bytes: self.cores.used(),
+            host_sessions: self.sessions.len(),
+            host_bytes: self.state_bytes().saturating_add(self.traces.used()),
+            ..self.tiers
         }
     }
 

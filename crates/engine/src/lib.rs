@@ -21,6 +21,7 @@ mod request;
 mod sampling;
 mod scheduler;
 mod session;
+mod tiers;
 mod traces;
 
 pub use command::{Chosen, Command, Part, Sampling};
@@ -32,3 +33,4 @@ pub use generator::{Module, ReadOut, Strategy, Write};
 pub use ids::{Digest, DocumentId, RequestId, Seq, SessionId, TokenId, Version};
 pub use lm::Architecture;
 pub use model::{GeneratorInfo, ModelInfo, SiteInfo};
+pub use tiers::Tiers;
