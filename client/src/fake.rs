@@ -608,6 +608,7 @@ impl generation_service_server::GenerationService for Fake {
                 prompt_tokens: u32::try_from(words(&asked)).unwrap(),
                 completion_tokens: 2,
                 context_tokens: session.context_tokens,
+                cached_tokens: 0,
             }),
             adapter_version: session.adapter_version,
             state_digest: session.state_digest,
@@ -663,6 +664,7 @@ impl generation_service_server::GenerationService for Fake {
             adapter_version: session.adapter_version,
             adapter_scale: 1.0,
             prompt_tokens: u32::try_from(words(&asked)).unwrap(),
+            cached_tokens: 0,
         }))
     }
 }

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use engine::TenantId;
 use tonic::metadata::MetadataMap;
 
 use crate::status::Error;
@@ -30,6 +31,17 @@ impl Tenant {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0
+    }
+
+    /// Its number, of its name. Who runs the server chose the names, so nobody looks for two with one number.
+    #[must_use]
+    pub fn id(&self) -> TenantId {
+        let hash = blake3::hash(self.0.as_bytes());
+        let (number, _) = hash
+            .as_bytes()
+            .split_first_chunk()
+            .unwrap_or((&[0; 8], &[]));
+        TenantId(u64::from_le_bytes(*number))
     }
 }
 

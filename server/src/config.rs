@@ -127,6 +127,8 @@ pub struct Engine {
     pub kv_blocks: Option<usize>,
     /// Tokens of a block.
     pub block_size: Option<usize>,
+    /// Whether what requests leave in the cache is kept for those of the same tenant that begin alike.
+    pub prefix_cache: Option<bool>,
     /// Requests that decode at once.
     pub max_running: Option<usize>,
     /// Requests that wait.
@@ -490,6 +492,7 @@ impl Engine {
             max_bulk_beside_decode,
             kv_blocks,
             block_size,
+            prefix_cache,
             max_running,
             max_queued,
             max_sessions,
@@ -515,6 +518,7 @@ impl Engine {
         set(&mut settings.state_budget_bytes, state_budget_bytes);
         set(&mut settings.trace_budget_bytes, trace_budget_bytes);
         set(&mut settings.core_budget_bytes, core_budget_bytes);
+        settings.prefix_cache = prefix_cache.unwrap_or(settings.prefix_cache);
         settings.dequantize = dequantize.unwrap_or(settings.dequantize);
         settings
     }

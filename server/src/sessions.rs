@@ -215,6 +215,7 @@ impl Sessions {
         self.store.create(&session.name)?;
         let command = Command::Open {
             session: session.id,
+            tenant: session.tenant.id(),
             strategy: session.strategy,
             window: session.window,
         };

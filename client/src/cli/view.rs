@@ -63,6 +63,7 @@ pub(super) fn answer(text: &str, finished: &v1::GenerateFinished) -> Value {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "context_tokens": usage.context_tokens,
+        "cached_tokens": usage.cached_tokens,
         "adapter_version": finished.adapter_version,
         "state_digest": finished.state_digest,
         "queue_ms": ms(timings.queue),

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use engine::{
     Chosen, Command, Config, DocumentId, Engine, Event, ModelInfo, RequestId, Sampling, Seq,
-    SessionId, Strategy, TokenId,
+    SessionId, Strategy, TenantId, TokenId,
 };
 
 /// An engine and the numbers of what was given to it.
@@ -21,10 +21,13 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Loads a model and its generator with the engine's default bounds.
+    /// Loads a model and its generator with the engine's default bounds. What is measured again is computed again.
     pub(crate) fn load(model: &Path, generator: Option<&Path>) -> Result<Self> {
-        let engine = Engine::load(model, generator, Config::default())
-            .context("the engine does not load")?;
+        let config = Config {
+            prefix_cache: false,
+            ..Config::default()
+        };
+        let engine = Engine::load(model, generator, config).context("the engine does not load")?;
         Ok(Self {
             engine,
             events: Vec::new(),
@@ -81,6 +84,7 @@ impl Driver {
         let request = RequestId(self.number());
         self.push(Command::Generate {
             request,
+            tenant: TenantId::default(),
             session,
             adapter_scale: 1.0,
             chosen: Chosen::default(),
@@ -128,6 +132,7 @@ impl Driver {
             let session = SessionId(self.number());
             self.push(Command::Open {
                 session,
+                tenant: TenantId::default(),
                 strategy: Strategy::Parallel,
                 window,
             })?;

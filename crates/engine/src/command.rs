@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use generator::Strategy;
 
-use crate::ids::{DocumentId, RequestId, Seq, SessionId, TokenId};
+use crate::ids::{DocumentId, RequestId, Seq, SessionId, TenantId, TokenId};
 
 /// A thing to do. Commands of a session take effect in the order of their `push`.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub enum Command {
     Open {
         /// Its name; no other open session may have it.
         session: SessionId,
+        /// Whose it is; a fork is its source's.
+        tenant: TenantId,
         /// How its windows become one state.
         strategy: Strategy,
         /// Tokens in a window; not used by concat, whose window is the document.
@@ -76,6 +78,8 @@ pub enum Command {
     Generate {
         /// The request's name.
         request: RequestId,
+        /// Who asks: what it computes is reused for this tenant alone.
+        tenant: TenantId,
         /// Whose adapter; none is the bare model. The newest version when the request starts to run stays its version to the end.
         session: Option<SessionId>,
         /// Strength of the imprint; 0 is the bare model.
@@ -95,6 +99,8 @@ pub enum Command {
     Score {
         /// The request's name.
         request: RequestId,
+        /// As in `Generate`.
+        tenant: TenantId,
         /// As in `Generate`.
         session: Option<SessionId>,
         /// As in `Generate`.

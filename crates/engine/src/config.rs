@@ -18,6 +18,9 @@ pub struct Config {
     pub kv_blocks: usize,
     /// Tokens in a block.
     pub block_size: usize,
+    /// Keep what requests leave in blocks that nobody holds, for requests of the same tenant that begin with the same tokens under
+    /// the same imprint. It changes no answer. Without it memory that was touched is used again before other.
+    pub prefix_cache: bool,
     /// Requests that run at once.
     pub max_running: usize,
     /// Requests that wait to run. One more is refused as `Full`.
@@ -58,6 +61,7 @@ impl Default for Config {
             max_bulk_beside_decode: 64,
             kv_blocks: 1024,
             block_size: 16,
+            prefix_cache: true,
             max_running: 32,
             max_queued: 256,
             max_commands: 4096,

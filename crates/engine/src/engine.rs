@@ -48,8 +48,10 @@ pub struct Usage {
     pub queued: usize,
     /// Context tokens that wait to be encoded.
     pub queued_tokens: usize,
-    /// Free blocks of the KV cache.
+    /// Blocks of the KV cache that nobody holds.
     pub free_blocks: usize,
+    /// Of these the ones whose keys and values are kept for prompts that begin with the same tokens.
+    pub kept_blocks: usize,
     /// All blocks of the KV cache.
     pub blocks: usize,
     /// Bytes that the states of the open sessions may come to take.
@@ -60,6 +62,10 @@ pub struct Usage {
     pub core_bytes: usize,
     /// What of the sessions is where.
     pub tiers: Tiers,
+    /// Since the engine was loaded: prompt tokens of the requests that started.
+    pub prompt_tokens: u64,
+    /// Of these the ones whose keys and values were there already.
+    pub cached_tokens: u64,
 }
 
 /// One frozen model with its sessions and requests. One thread owns it.
@@ -83,6 +89,10 @@ pub struct Engine {
     steps: u64,
     /// Counters alone.
     tiers: Tiers,
+    /// Of the requests that started.
+    prompt_tokens: u64,
+    /// Of the requests that started.
+    cached_tokens: u64,
 }
 
 impl Engine {
@@ -143,6 +153,8 @@ impl Engine {
             next_turn: 0,
             steps: 0,
             tiers: Tiers::default(),
+            prompt_tokens: 0,
+            cached_tokens: 0,
         })
     }
 
@@ -164,11 +176,14 @@ impl Engine {
                     .count(),
             queued_tokens: self.queued_tokens(),
             free_blocks: self.allocator.free(),
+            kept_blocks: self.allocator.kept(),
             blocks: self.allocator.total(),
             state_bytes: self.state_bytes(),
             core_bytes: self.cores.used(),
             trace_bytes: self.traces.used(),
             tiers: self.tiers(),
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
         }
     }
 
@@ -266,9 +281,10 @@ impl Engine {
         match command {
             Command::Open {
                 session,
+                tenant,
                 strategy,
                 window,
-            } => match self.open(session, strategy, window) {
+            } => match self.open(session, tenant, strategy, window) {
                 Ok(opened) => events.push(self.insert(session, opened)),
                 Err(error) => events.push(Event::SessionFailed {
                     session,
@@ -339,6 +355,7 @@ impl Engine {
             }
             Command::Generate {
                 request,
+                tenant,
                 session,
                 adapter_scale: scale,
                 chosen,
@@ -353,10 +370,11 @@ impl Engine {
                     scale,
                     chosen,
                 };
-                self.enqueue(request, adapter, prompt, asked, now, events);
+                self.enqueue((request, tenant), adapter, prompt, asked, now, events);
             }
             Command::Score {
                 request,
+                tenant,
                 session,
                 adapter_scale: scale,
                 chosen,
@@ -369,7 +387,7 @@ impl Engine {
                     scale,
                     chosen,
                 };
-                self.enqueue(request, adapter, prompt, asked, now, events);
+                self.enqueue((request, tenant), adapter, prompt, asked, now, events);
             }
             Command::Export { request, session } => {
                 events.push(match self.export(request, session) {

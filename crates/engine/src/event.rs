@@ -83,6 +83,8 @@ pub enum Event {
         prompt_tokens: usize,
         /// Tokens drawn, the one that ended the answer not counted.
         completion_tokens: usize,
+        /// Of the prompt's tokens those whose keys and values were there already.
+        cached_tokens: usize,
         /// Context tokens in the version.
         context_tokens: usize,
         /// Where the time went.
@@ -100,6 +102,8 @@ pub enum Event {
         version: Version,
         /// Tokens of the prompt.
         prompt_tokens: usize,
+        /// Of these the ones whose keys and values were there already.
+        cached_tokens: usize,
     },
     /// A version as a PEFT LoRA.
     Exported {

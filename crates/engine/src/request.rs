@@ -6,11 +6,12 @@
 use std::time::Instant;
 
 use crate::{
-    blocks::Blocks,
+    blocks::{BlockAllocator, Blocks},
     command::Chosen,
     cores::HeldCore,
     event::{Event, Finish, Timings},
-    ids::{Digest, RequestId, SessionId, TokenId, Version},
+    ids::{Digest, RequestId, SessionId, TenantId, TokenId, Version},
+    prefix::PrefixKey,
     sampling::{Drawn, Sampler, score},
 };
 
@@ -37,6 +38,14 @@ pub(crate) struct Pin {
     pub(crate) tokens: usize,
 }
 
+impl Pin {
+    /// What there is of a core and its strength, as far as keys and values depend on it.
+    fn adapter(&self, scale: f32) -> Option<(Digest, f32)> {
+        self.core.as_ref()?;
+        Some((self.digest?, scale))
+    }
+}
+
 /// What is asked.
 #[derive(Debug)]
 pub(crate) enum Work {
@@ -59,12 +68,19 @@ pub(crate) enum Work {
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) id: RequestId,
+    pub(crate) tenant: TenantId,
     pub(crate) adapter: Adapter,
     prompt_tokens: usize,
     /// Tokens to be fed: the prompt, and what follows it as far as it is known.
     sequence: Vec<TokenId>,
     /// Tokens of it whose KV is in the blocks.
     fed: usize,
+    /// Tokens of the prompt whose KV was there when it started.
+    cached: usize,
+    /// Names of the blocks of what has been computed with the pin: of none, of the first, and so on.
+    names: Vec<PrefixKey>,
+    /// The first so many blocks are known to the cache by their names.
+    offered: usize,
     /// Tokens that the blocks have to hold.
     pub(crate) length: usize,
     work: Work,
@@ -79,6 +95,7 @@ impl Request {
     /// A request that waits. Its tokens are checked; every continuation has one.
     pub(crate) fn new(
         id: RequestId,
+        tenant: TenantId,
         adapter: Adapter,
         prompt: Vec<TokenId>,
         length: usize,
@@ -87,10 +104,14 @@ impl Request {
     ) -> Self {
         let mut request = Self {
             id,
+            tenant,
             adapter,
             prompt_tokens: prompt.len(),
             sequence: prompt,
             fed: 0,
+            cached: 0,
+            names: Vec::new(),
+            offered: 0,
             length,
             work,
             arrived: now,
@@ -103,10 +124,74 @@ impl Request {
         request
     }
 
-    /// Begins to run with a version.
-    pub(crate) fn start(&mut self, pin: Pin, now: Instant) {
+    /// Takes the blocks that begin as it does from the cache: all that they hold need not be computed. One token at least is
+    /// left, as its logits are asked for.
+    pub(crate) fn reuse(&mut self, pin: Pin, allocator: &mut BlockAllocator) {
+        self.names = vec![PrefixKey::root(
+            self.tenant,
+            pin.adapter(self.adapter.scale),
+        )];
         self.pin = pin;
+        let size = allocator.block_size();
+        for index in 0..(self.prompt_tokens - 1) / size {
+            let Some(name) = self.name(index, size) else {
+                break;
+            };
+            if !allocator.share(&mut self.blocks, &name) {
+                break;
+            }
+        }
+        self.offered = self.blocks.len();
+        self.cached = self.offered * size;
+        self.fed = self.cached;
+    }
+
+    /// Gives all back: it waits as if it had not been tried.
+    pub(crate) fn give_back(&mut self, allocator: &mut BlockAllocator) {
+        allocator.release(&mut self.blocks);
+        self.names.clear();
+        self.pin = Pin::default();
+        (self.fed, self.cached, self.offered) = (0, 0, 0);
+    }
+
+    /// Begins to run.
+    pub(crate) fn start(&mut self, now: Instant) {
         self.started = Some(now);
+    }
+
+    /// Tokens of the prompt whose KV was there when it started.
+    pub(crate) fn cached(&self) -> usize {
+        self.cached
+    }
+
+    /// Tokens of the prompt.
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// The name of the block at this index, all of whose tokens are known.
+    fn name(&mut self, index: usize, size: usize) -> Option<PrefixKey> {
+        for known in self.names.len()..index + 2 {
+            let tokens = self.sequence.get((known - 1) * size..known * size)?;
+            self.names.push(self.names.last()?.then(tokens));
+        }
+        self.names.get(index + 1).copied()
+    }
+
+    /// Names the blocks that have become full, for others to take. What follows the prompt of a score changes from one
+    /// continuation to the next; with the prompt's last token it is nobody else's.
+    pub(crate) fn offer(&mut self, allocator: &mut BlockAllocator) {
+        let lasting = match self.work {
+            Work::Generate { .. } => self.fed,
+            Work::Score { .. } => self.fed.min(self.prompt_tokens - 1),
+        };
+        let size = allocator.block_size();
+        for index in self.offered..lasting / size {
+            if let Some(name) = self.name(index, size) {
+                allocator.name(&self.blocks, index, name);
+                self.offered = index + 1;
+            }
+        }
     }
 
     /// Whether it asks for nothing but the version.
@@ -266,6 +351,7 @@ impl Request {
             version: self.pin.version,
             digest: self.pin.digest,
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached,
             completion_tokens,
             context_tokens: self.pin.tokens,
             timings: Timings {
@@ -281,13 +367,15 @@ impl Request {
             Work::Score { scores, greedy, .. } => (std::mem::take(scores), std::mem::take(greedy)),
             Work::Generate { .. } => (Vec::new(), Vec::new()),
         };
-        let (version, prompt_tokens) = (self.pin.version, self.prompt_tokens);
+        let (version, prompt_tokens, cached_tokens) =
+            (self.pin.version, self.prompt_tokens, self.cached);
         Event::Scored {
             request: self.id,
             scores,
             greedy,
             version,
             prompt_tokens,
+            cached_tokens,
         }
     }
 

@@ -26,7 +26,7 @@ use crate::{
     document::{Document, Place},
     error::SessionError,
     event::{Event, Newest},
-    ids::{Digest, DocumentId, Seq, SessionId, TokenId, Version},
+    ids::{Digest, DocumentId, Seq, SessionId, TenantId, TokenId, Version},
     reading::Reading,
     traces::{HeldTrace, TraceBudget},
 };
@@ -100,6 +100,8 @@ struct Tail {
 #[derive(Debug)]
 pub(crate) struct Session {
     id: SessionId,
+    /// Whose it is.
+    pub(crate) tenant: TenantId,
     strategy: Strategy,
     /// Tokens of a full window.
     window: usize,
@@ -139,7 +141,7 @@ pub(crate) struct Session {
 impl Session {
     /// An empty session at version 0.
     pub(crate) fn new(
-        id: SessionId,
+        (id, tenant): (SessionId, TenantId),
         strategy: Strategy,
         window: usize,
         hash: StateHash,
@@ -160,6 +162,7 @@ impl Session {
         };
         Ok(Self {
             id,
+            tenant,
             strategy,
             window,
             bounds,
@@ -200,6 +203,7 @@ impl Session {
             .filter(|barrier| matches!(barrier.asks, Asks::Reread { .. }));
         Ok(Self {
             id,
+            tenant: self.tenant,
             strategy: self.strategy,
             window: self.window,
             bounds: self.bounds,

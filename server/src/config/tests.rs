@@ -223,6 +223,7 @@ fn the_documented_file_holds_every_default() {
             engine.max_bulk_beside_decode,
             engine.kv_blocks,
             engine.block_size,
+            engine.prefix_cache,
             engine.dequantize
         ),
         (
@@ -231,6 +232,7 @@ fn the_documented_file_holds_every_default() {
             Some(budgets.max_bulk_beside_decode),
             Some(budgets.kv_blocks),
             Some(budgets.block_size),
+            Some(budgets.prefix_cache),
             Some(budgets.dequantize)
         )
     );

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use engine::{
     Chosen, Command, Digest, DocumentId, Event, Full, Newest, RequestId, Sampling, Seq, SessionId,
-    Strategy, TokenId, Version,
+    Strategy, TenantId, TokenId, Version,
 };
 use tokio::sync::mpsc;
 
@@ -92,6 +92,7 @@ fn ingest(session: u64, seq: u64, tokens: usize) -> Message {
 fn generate(request: u64, replies: mpsc::Sender<Reply>) -> Message {
     let command = Command::Generate {
         request: RequestId(request),
+        tenant: TenantId(0),
         session: None,
         adapter_scale: 1.0,
         chosen: Chosen::default(),
@@ -127,6 +128,7 @@ fn open(worker: &mut Worker<Small>, session: u64) -> Arc<Link> {
     let link = Arc::new(link());
     let command = Command::Open {
         session: SessionId(session),
+        tenant: TenantId(0),
         strategy: Strategy::Parallel,
         window: 4,
     };

@@ -80,6 +80,7 @@ impl GenerationService for Service {
         let request = self.0.request_id();
         let command = Command::Generate {
             request,
+            tenant: tenant.id(),
             session: user.as_ref().map(|user| user.session().id),
             adapter_scale: scale,
             chosen,
@@ -130,6 +131,7 @@ impl GenerationService for Service {
         let request = self.0.request_id();
         let command = Command::Score {
             request,
+            tenant: tenant.id(),
             session: user.as_ref().map(|user| user.session().id),
             adapter_scale: scale,
             chosen,
@@ -154,6 +156,7 @@ impl GenerationService for Service {
             greedy,
             version,
             prompt_tokens,
+            cached_tokens,
             ..
         })) = reply
         else {
@@ -171,11 +174,11 @@ impl GenerationService for Service {
                 greedy,
             });
         let scores = scores.collect();
-        let prompt_tokens = count(prompt_tokens);
         Ok(Response::new(v1::ScoreResponse {
             scores,
             adapter_version: version.0,
-            prompt_tokens,
+            prompt_tokens: count(prompt_tokens),
+            cached_tokens: count(cached_tokens),
             adapter_scale,
         }))
     }
@@ -453,6 +456,7 @@ fn finished(
         version,
         digest,
         prompt_tokens,
+        cached_tokens,
         context_tokens,
         timings,
         ..
@@ -472,6 +476,7 @@ fn finished(
             prompt_tokens: count(prompt_tokens),
             completion_tokens: drawn,
             context_tokens: context_tokens as u64,
+            cached_tokens: count(cached_tokens),
         }),
         adapter_version: version.0,
         state_digest: digest.map(|digest| digest.to_string()).unwrap_or_default(),

@@ -398,7 +398,9 @@ def finished(m: generation_pb2.GenerateFinished) -> types.Finished:
     t = m.timings
     return types.Finished(
         finish_reason=reason,
-        usage=types.Usage(m.usage.prompt_tokens, m.usage.completion_tokens, m.usage.context_tokens),
+        usage=types.Usage(
+            m.usage.prompt_tokens, m.usage.completion_tokens, m.usage.context_tokens, m.usage.cached_tokens
+        ),
         adapter_version=m.adapter_version,
         state_digest=m.state_digest,
         timings=types.Timings(
@@ -419,6 +421,7 @@ def scores(m: generation_pb2.ScoreResponse) -> types.Score:
         adapter_version=m.adapter_version,
         prompt_tokens=m.prompt_tokens,
         adapter_scale=m.adapter_scale,
+        cached_tokens=m.cached_tokens,
     )
 
 

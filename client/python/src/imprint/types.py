@@ -166,6 +166,8 @@ class Usage:
     completion_tokens: int
     context_tokens: int
     """Context tokens in the adapter, none of them in the prompt."""
+    cached_tokens: int = 0
+    """Of the prompt's tokens those that were read before, by an earlier request that began with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,8 @@ class Score:
     prompt_tokens: int
     adapter_scale: float
     """Strength that the imprint had; 0 is the bare model."""
+    cached_tokens: int = 0
+    """Of the prompt's tokens those that were read before, by an earlier request that began with them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ use std::{collections::BTreeMap, time::Instant};
 
 use super::Engine;
 use crate::{
-    blocks::Blocks,
     error::Error,
     event::{Event, Finish},
     ids::SessionId,
@@ -40,25 +39,27 @@ impl Engine {
                 return;
             };
             let length = next.length;
-            composed += usize::from(!next.adapter.chosen.parts.is_empty());
-            if composed > COMPOSED {
-                return;
-            }
-            let mut blocks = Blocks::default();
-            let yields = |_, session: &Session| session.turn.is_none() || !session.yielded;
-            for id in self.evict_for(self.allocator.blocks_for(length), yields) {
-                if let Some(session) = self.sessions.get_mut(&id) {
-                    session.yielded = session.turn.is_some();
+            if !next.adapter.chosen.parts.is_empty() {
+                // A core is read out only for a request that is sure to start.
+                composed += 1;
+                let blocks = self.allocator.blocks_for(length);
+                if composed > COMPOSED || !self.room(blocks) {
+                    return;
                 }
-            }
-            if !self.allocator.grow(&mut blocks, length) {
-                return;
             }
             let Some(mut request) = self.waiting.pop_front() else {
                 return;
             };
-            request.blocks = blocks;
-            request.start(self.pin(&request), now);
+            request.reuse(self.pin(&request), &mut self.allocator);
+            let missing = self.allocator.missing(&request.blocks, length);
+            if !self.room(missing) || !self.allocator.grow(&mut request.blocks, length) {
+                request.give_back(&mut self.allocator);
+                self.waiting.push_front(request);
+                return;
+            }
+            request.start(now);
+            self.prompt_tokens += request.prompt_tokens() as u64;
+            self.cached_tokens += request.cached() as u64;
             if request.asks_nothing() {
                 self.allocator.release(&mut request.blocks);
                 events.push(request.finished(Finish::Length, now));
@@ -66,6 +67,17 @@ impl Engine {
                 self.running.push(request);
             }
         }
+    }
+
+    /// Makes room for a request that starts; says whether there is.
+    fn room(&mut self, blocks: usize) -> bool {
+        let yields = |_, session: &Session| session.turn.is_none() || !session.yielded;
+        for id in self.evict_for(blocks, yields) {
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.yielded = session.turn.is_some();
+            }
+        }
+        self.allocator.free() >= blocks
     }
 
     /// Takes blocks from open windows that may be taken from until so many are free, if that is possible at all: from those
@@ -231,7 +243,11 @@ impl Engine {
                 .split_at_checked(request.logits(tokens) * vocab)
                 .unwrap_or((rest, &[]));
             rest = others;
-            if request.took(tokens, own, vocab, now, events) {
+            let ended = request.took(tokens, own, vocab, now, events);
+            if self.config.prefix_cache {
+                request.offer(&mut self.allocator);
+            }
+            if ended {
                 self.allocator.release(&mut request.blocks);
             } else if request.generates() {
                 self.running.push(request);

@@ -9,7 +9,7 @@ use crate::{
     command::{Chosen, Sampling},
     error::RequestError,
     event::{Event, Finish},
-    ids::{RequestId, SessionId, TokenId, Version},
+    ids::{RequestId, SessionId, TenantId, TokenId, Version},
     request::{Adapter, Pin, Request, Work},
     sampling::Sampler,
     session::{Fold, Session},
@@ -125,7 +125,7 @@ impl Engine {
 
     pub(super) fn enqueue(
         &mut self,
-        id: RequestId,
+        (id, tenant): (RequestId, TenantId),
         adapter: Adapter,
         prompt: Vec<TokenId>,
         asked: Result<(Work, usize), RequestError>,
@@ -164,7 +164,7 @@ impl Engine {
         match checked {
             Ok((work, length)) => self
                 .waiting
-                .push_back(Request::new(id, adapter, prompt, length, work, now)),
+                .push_back(Request::new(id, tenant, adapter, prompt, length, work, now)),
             Err(error) => events.push(Event::Failed { request: id, error }),
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     digest::StateHash,
     error::{RequestError, SessionError},
     event::Event,
-    ids::{DocumentId, SessionId},
+    ids::{DocumentId, SessionId, TenantId},
     session::{Bounds, Context, Session},
 };
 
@@ -38,6 +38,7 @@ impl Engine {
     pub(super) fn open(
         &self,
         id: SessionId,
+        tenant: TenantId,
         strategy: Strategy,
         window: usize,
     ) -> Result<Session, SessionError> {
@@ -62,7 +63,7 @@ impl Engine {
             });
         }
         let hash = StateHash::new(self.lm.digest(), generator.digest(), strategy, window);
-        Session::new(id, strategy, window, hash, self.bounds, generator)
+        Session::new((id, tenant), strategy, window, hash, self.bounds, generator)
             .map_err(|error| SessionError::from_state(&error))
     }
 

@@ -2,7 +2,7 @@
 
 use engine::{
     Chosen, Command, Config, DocumentId, Engine, Error, Event, RequestError, RequestId, Seq,
-    SessionError, SessionId, Strategy,
+    SessionError, SessionId, Strategy, TenantId,
 };
 use testkit::Form;
 
@@ -408,6 +408,7 @@ fn a_score_beside_an_answer_keeps_no_prompt_waiting() {
     for request in 2..4 {
         rig.push(Command::Score {
             request: RequestId(request),
+            tenant: TenantId(0),
             session: None,
             adapter_scale: 1.0,
             chosen: Chosen::default(),
@@ -459,6 +460,7 @@ fn windows_and_concat_documents_are_as_long_as_the_context_and_the_cache_hold() 
         let mut rig = rig(|config| config.kv_blocks = kv_blocks);
         let of = |session, window| Command::Open {
             session: SessionId(session),
+            tenant: TenantId(0),
             strategy: Strategy::Parallel,
             window,
         };

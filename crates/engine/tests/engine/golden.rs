@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, safetensors};
-use engine::{Chosen, Command, Config, Engine, Event, RequestId, SessionId, Strategy, TokenId};
+use engine::{
+    Chosen, Command, Config, Engine, Event, RequestId, SessionId, Strategy, TenantId, TokenId,
+};
 
 use crate::support::{failures, forget, fork, ingest, publish};
 
@@ -35,6 +37,7 @@ impl Real {
         let (prompt, continuation) = query.split_at(query.len() - last);
         let events = self.run([Command::Score {
             request: RequestId(1),
+            tenant: TenantId(0),
             session: Some(SessionId(session)),
             adapter_scale: 1.0,
             chosen: Chosen::default(),
@@ -107,6 +110,7 @@ fn golden_streams_told_through_the_engine_agree() {
     real.run([
         Command::Open {
             session: SessionId(1),
+            tenant: TenantId(0),
             strategy: Strategy::Parallel,
             window,
         },

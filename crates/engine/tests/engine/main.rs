@@ -7,5 +7,6 @@ mod bounds;
 mod context;
 mod golden;
 mod mixed;
+mod prefix;
 mod requests;
 mod support;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::{Command, Event, Finish, RequestId, SessionId, Strategy, TokenId};
+use engine::{Command, Config, Digest, Event, Finish, RequestId, SessionId, Strategy, TokenId};
 use proptest::{collection::vec, prelude::*, sample::Index, strategy::Strategy as _};
 
 use crate::support::*;
@@ -47,10 +47,18 @@ fn act() -> impl proptest::strategy::Strategy<Value = Act> {
         2 => (any(), any()).prop_map(|(session, document)| Act::Forget { session, document }),
         1 => any().prop_map(|session| Act::Fork { session }),
         1 => any().prop_map(|session| Act::Close { session }),
-        4 => (any(), tokens(1..16), 1usize..12).prop_map(|(session, prompt, max_tokens)| Act::Generate { session, prompt, max_tokens }),
+        4 => (any(), prompts(), 1usize..12).prop_map(|(session, prompt, max_tokens)| Act::Generate { session, prompt, max_tokens }),
         1 => any().prop_map(|request| Act::Cancel { request }),
         5 => (0usize..6).prop_map(Act::Steps),
     ]
+}
+
+/// Prompts that often begin alike.
+fn prompts() -> impl proptest::strategy::Strategy<Value = Vec<TokenId>> {
+    (0u32..2, 0usize..14, tokens(1..4)).prop_map(|(of, len, rest)| {
+        let begin = (1..15).map(|at| TokenId(at * (of + 1) % VOCAB));
+        begin.take(len).chain(rest).collect()
+    })
 }
 
 /// What a session was told, as the test keeps it.
@@ -59,6 +67,8 @@ struct Told {
     seq: u64,
     /// (id, tokens, complete)
     documents: Vec<(u64, Vec<TokenId>, bool)>,
+    /// The documents' tokens whenever they changed, with the provisional ones.
+    history: Vec<Vec<Vec<TokenId>>>,
 }
 
 impl Told {
@@ -67,6 +77,74 @@ impl Told {
             self.documents.push((fresh, Vec::new(), false));
         }
         self.documents.last_mut().expect("one is open")
+    }
+
+    fn note(&mut self, provisional: &[TokenId]) {
+        let mut documents: Vec<_> = self
+            .documents
+            .iter()
+            .map(|(_, tokens, _)| tokens.clone())
+            .collect();
+        if let Some(last) = documents.last_mut() {
+            last.extend_from_slice(provisional);
+        }
+        self.history.push(documents);
+    }
+
+    /// What a version of so many context tokens may have been told: beginnings of what there was at some time.
+    fn beginnings(&self, tokens: usize) -> Vec<Vec<Vec<TokenId>>> {
+        let mut found = Vec::new();
+        for documents in &self.history {
+            let mut left = tokens;
+            let mut cut: Vec<Vec<TokenId>> = Vec::new();
+            for document in documents {
+                let take = left.min(document.len());
+                left -= take;
+                cut.extend((take > 0).then(|| document[..take].to_vec()));
+            }
+            if left == 0 && !found.contains(&cut) {
+                found.push(cut);
+            }
+        }
+        found
+    }
+}
+
+/// Sessions of their own, each told one thing, by what they are: the oracle of a request.
+struct Oracle {
+    rig: Rig,
+    sessions: Vec<(Strategy, Vec<Vec<TokenId>>, Digest)>,
+}
+
+impl Oracle {
+    /// The session of this digest among those told one of these.
+    fn session(
+        &mut self,
+        strategy: Strategy,
+        told: Vec<Vec<Vec<TokenId>>>,
+        wanted: Digest,
+    ) -> Option<u64> {
+        for documents in told {
+            let known = self
+                .sessions
+                .iter()
+                .position(|(of, told, _)| (*of, told) == (strategy, &documents));
+            let index = known.unwrap_or_else(|| {
+                let session = self.sessions.len() as u64;
+                self.rig.open(session, strategy);
+                for (document, tokens) in (1..).zip(&documents) {
+                    self.rig
+                        .ask(ingest(session, document, document, tokens, true));
+                }
+                let digest = self.rig.imprint(session).digest;
+                self.sessions.push((strategy, documents.clone(), digest));
+                self.sessions.len() - 1
+            });
+            if self.sessions[index].2 == wanted {
+                return Some(index as u64);
+            }
+        }
+        None
     }
 }
 
@@ -83,6 +161,7 @@ proptest! {
             rig.open(session, strategy);
             told.insert(session, (strategy, Told::default()));
         }
+        let mut closed = Vec::new();
         let mut next = 100;
         let mut fresh = || { next += 1; next };
         let (mut events, mut requests) = (Vec::new(), Vec::new());
@@ -103,12 +182,14 @@ proptest! {
                     open.1.extend_from_slice(&tokens);
                     open.2 = end;
                     rig.push(ingest(session, seq, open.0, &tokens, end));
+                    told.note(&[]);
                 }
                 Act::Publish { session, provisional } => {
                     let Some(session) = pick(&told, session) else { continue };
-                    let told = &told[&session].1;
+                    let told = &mut told.get_mut(&session).expect("it is there").1;
                     let open = told.documents.last().is_some_and(|last| !last.2);
                     rig.push(publish(session, told.seq, if open { &provisional } else { &[] }));
+                    told.note(if open { &provisional } else { &[] });
                 }
                 Act::Forget { session, document } => {
                     let Some(session) = pick(&told, session) else { continue };
@@ -116,6 +197,7 @@ proptest! {
                     if !told.documents.is_empty() {
                         let (id, ..) = told.documents.remove(document.index(told.documents.len()));
                         rig.push(forget(session, id));
+                        told.note(&[]);
                     }
                 }
                 Act::Fork { session } => {
@@ -127,13 +209,13 @@ proptest! {
                 }
                 Act::Close { session } => {
                     let Some(session) = pick(&told, session) else { continue };
-                    told.remove(&session);
+                    closed.extend(told.remove_entry(&session));
                     rig.push(Command::Close { session: SessionId(session) });
                 }
                 Act::Generate { session, prompt, max_tokens } => {
                     let session = pick(&told, session);
                     let request = fresh();
-                    requests.push((request, prompt.clone(), max_tokens));
+                    requests.push((request, session, prompt.clone(), max_tokens));
                     rig.push(generate(request, session, &prompt, max_tokens, request));
                 }
                 Act::Cancel { request } => {
@@ -164,14 +246,29 @@ proptest! {
             let (mixed, lone) = (rig.imprint(session), alone.imprint(session));
             prop_assert_eq!(mixed, lone);
         }
-        // Answers of the bare model are those of the bare model alone.
-        for (request, prompt, max_tokens) in requests {
-            let bare = events.iter().any(|event| matches!(event,
-                Event::Finished { request: of, reason: Finish::Length | Finish::Eos, digest: None, .. } if of.0 == request));
-            if bare {
-                let lone = alone.ask(generate(request, None, &prompt, max_tokens, request));
-                prop_assert_eq!(answer(&events, request), answer(&lone, request));
-            }
+        // Every answer is that of a session alone that was told what the answer's version holds, in an engine that keeps nothing.
+        let plain = Config { prefix_cache: false, max_sessions: 10_000, ..crate::support::config() };
+        let mut oracle = Oracle { rig: Rig::new(form, plain), sessions: Vec::new() };
+        for (request, session, prompt, max_tokens) in requests {
+            let ran_with = events.iter().find_map(|event| match event {
+                &Event::Finished { request: of, reason: Finish::Length | Finish::Eos, digest, context_tokens, .. } if of.0 == request =>
+                    Some(digest.map(|digest| (digest, context_tokens))),
+                _ => None,
+            });
+            let session = match ran_with {
+                None => continue,
+                Some(None) => None,
+                Some(Some((digest, tokens))) => {
+                    let id = session.expect("it has a digest");
+                    let known = told.get(&id).or_else(|| closed.iter().find(|(of, _)| *of == id).map(|(_, told)| told));
+                    let (strategy, told) = known.expect("it was told something");
+                    let alike = oracle.session(*strategy, told.beginnings(tokens), digest);
+                    prop_assert!(alike.is_some(), "a version of {tokens} tokens that nobody was told");
+                    alike
+                }
+            };
+            let lone = oracle.rig.ask(generate(request, session, &prompt, max_tokens, request));
+            prop_assert_eq!(answer(&events, request), answer(&lone, request));
         }
         rig.assert_all_blocks_come_back(told.into_keys());
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use engine::{
     Chosen, Command, Config, Digest, DocumentId, Event, Finish, Part, RequestError, RequestId,
-    Sampling, SessionId, Strategy, TokenId, Version,
+    Sampling, SessionId, Strategy, TenantId, TokenId, Version,
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 use testkit::Form;
@@ -60,7 +60,7 @@ proptest! {
         let continuation: Vec<TokenId> = drawn.iter().map(|&(token, _)| token).collect();
         let other = ids(&[3, 1]);
         let events = rig.ask(Command::Score {
-            request: RequestId(2), session: Some(SessionId(1)), adapter_scale: 1.0, chosen: Chosen::default(), prompt: prompt.clone(),
+            request: RequestId(2), tenant: TenantId(0), session: Some(SessionId(1)), adapter_scale: 1.0, chosen: Chosen::default(), prompt: prompt.clone(),
             continuations: vec![other.clone(), continuation, other],
         });
         let [Event::Scored { scores, .. }] = &events[..] else { panic!("{events:?}") };
@@ -437,6 +437,7 @@ fn an_answer_ends_with_its_length_its_end_token_or_the_context() {
     let mut rig = Rig::new(Form::Associative, config());
     let ask = |max_tokens, eos: Vec<TokenId>| Command::Generate {
         request: RequestId(1),
+        tenant: TenantId(0),
         session: None,
         adapter_scale: 1.0,
         chosen: Chosen::default(),
@@ -538,6 +539,7 @@ fn requests_that_cannot_be_answered_are_refused() {
 
     let score = |prompt: &[TokenId], continuations: Vec<Vec<TokenId>>| Command::Score {
         request: RequestId(1),
+        tenant: TenantId(0),
         session: None,
         adapter_scale: 1.0,
         chosen: Chosen::default(),
@@ -621,6 +623,7 @@ fn what_is_cancelled_or_loses_its_session_gives_its_blocks_back_at_once() {
     rig.push(generate(2, Some(1), &prompt, 40, 0));
     rig.push(Command::Score {
         request: RequestId(3),
+        tenant: TenantId(0),
         session: Some(SessionId(1)),
         adapter_scale: 1.0,
         chosen: Chosen::default(),

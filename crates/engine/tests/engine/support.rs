@@ -10,7 +10,7 @@ use std::{
 
 use engine::{
     Chosen, Command, Config, Digest, DocumentId, Engine, Event, Newest, RequestId, Sampling, Seq,
-    SessionError, SessionId, Strategy, TokenId, Version,
+    SessionError, SessionId, Strategy, TenantId, TokenId, Version,
 };
 use proptest::{prelude::*, strategy::Strategy as _};
 use testkit::{Form, GeneratorSpec, TinySpec};
@@ -215,6 +215,7 @@ impl Rig {
         let continuations = vec![ids(&[7, 3, 9]), ids(&[1])];
         let events = self.ask(Command::Score {
             request,
+            tenant: TenantId(0),
             session: session.map(SessionId),
             adapter_scale: 1.0,
             chosen: Chosen::default(),
@@ -260,6 +261,7 @@ pub(crate) fn ids(tokens: &[u32]) -> Vec<TokenId> {
 pub(crate) fn open(session: u64, strategy: Strategy) -> Command {
     Command::Open {
         session: SessionId(session),
+        tenant: TenantId(0),
         strategy,
         window: WINDOW,
     }
@@ -324,6 +326,7 @@ pub(crate) fn generate(
 ) -> Command {
     Command::Generate {
         request: RequestId(request),
+        tenant: TenantId(0),
         session: session.map(SessionId),
         adapter_scale: 1.0,
         chosen: Chosen::default(),
@@ -337,6 +340,35 @@ pub(crate) fn generate(
         },
         eos: ids(&[0]),
     }
+}
+
+/// The same, asked by another tenant.
+pub(crate) fn by(tenant: u64, mut command: Command) -> Command {
+    if let Command::Generate { tenant: of, .. }
+    | Command::Score { tenant: of, .. }
+    | Command::Open { tenant: of, .. } = &mut command
+    {
+        *of = TenantId(tenant);
+    }
+    command
+}
+
+/// The prompt tokens of a request that were there already.
+pub(crate) fn cached(events: &[Event], request: u64) -> usize {
+    let of = |event: &Event| match event {
+        Event::Finished {
+            request: of,
+            cached_tokens,
+            ..
+        }
+        | Event::Scored {
+            request: of,
+            cached_tokens,
+            ..
+        } if of.0 == request => Some(*cached_tokens),
+        _ => None,
+    };
+    events.iter().find_map(of).expect("it has ended")
 }
 
 /// The tokens of a request with the bits of their log-probabilities.

@@ -200,6 +200,7 @@ fn what_is_judged_is_what_the_engine_serves() {
         let mut push = |command| assert!(engine.push(command).is_ok());
         push(Command::Open {
             session,
+            tenant: engine::TenantId::default(),
             strategy: engine::Strategy::Parallel,
             window: 8,
         });
@@ -243,6 +244,7 @@ fn what_is_judged_is_what_the_engine_serves() {
             engine
                 .push(Command::Score {
                     request,
+                    tenant: engine::TenantId::default(),
                     session: Some(session),
                     adapter_scale: 1.0,
                     chosen: engine::Chosen::default(),
