@@ -66,6 +66,8 @@ pub struct Usage {
     pub prompt_tokens: u64,
     /// Of these the ones whose keys and values were there already.
     pub cached_tokens: u64,
+    /// How many times a running request had to give up its blocks, to be computed again.
+    pub preempted: u64,
 }
 
 /// One frozen model with its sessions and requests. One thread owns it.
@@ -80,11 +82,14 @@ pub struct Engine {
     traces: TraceBudget,
     commands: VecDeque<Command>,
     sessions: BTreeMap<SessionId, Session>,
+    /// In order of arrival; those that had to give up their blocks are among them.
     waiting: VecDeque<Request>,
     /// In order of their turns.
     running: Vec<Request>,
-    /// Whether the window whose turn it is waits for blocks.
-    window_waits: bool,
+    /// Requests that have come.
+    arrived: u64,
+    /// The blocks that the window whose turn it is waits for; 0 if it does not, and for how many steps it has.
+    window_waits: (usize, u32),
     next_turn: u64,
     steps: u64,
     /// Counters alone.
@@ -93,6 +98,7 @@ pub struct Engine {
     prompt_tokens: u64,
     /// Of the requests that started.
     cached_tokens: u64,
+    preempted: u64,
 }
 
 impl Engine {
@@ -149,12 +155,14 @@ impl Engine {
             sessions: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            window_waits: false,
+            arrived: 0,
+            window_waits: (0, 0),
             next_turn: 0,
             steps: 0,
             tiers: Tiers::default(),
             prompt_tokens: 0,
             cached_tokens: 0,
+            preempted: 0,
         })
     }
 
@@ -184,6 +192,7 @@ impl Engine {
             tiers: self.tiers(),
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
+            preempted: self.preempted,
         }
     }
 
@@ -269,6 +278,7 @@ impl Engine {
             self.take(command, start, events);
         }
         self.settle(events);
+        self.secure();
         self.admit(start, events);
         let batch = self.batch(events);
         let logits = self.forward(&batch)?;

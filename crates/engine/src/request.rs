@@ -81,9 +81,9 @@ pub(crate) struct Request {
     names: Vec<PrefixKey>,
     /// The first so many blocks are known to the cache by their names.
     offered: usize,
-    /// Tokens that the blocks have to hold.
-    pub(crate) length: usize,
     work: Work,
+    /// Its place in the order of arrival.
+    pub(crate) number: u64,
     arrived: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
@@ -94,12 +94,11 @@ pub(crate) struct Request {
 impl Request {
     /// A request that waits. Its tokens are checked; every continuation has one.
     pub(crate) fn new(
-        id: RequestId,
-        tenant: TenantId,
+        (id, tenant): (RequestId, TenantId),
         adapter: Adapter,
         prompt: Vec<TokenId>,
-        length: usize,
         work: Work,
+        number: u64,
         now: Instant,
     ) -> Self {
         let mut request = Self {
@@ -112,8 +111,8 @@ impl Request {
             cached: 0,
             names: Vec::new(),
             offered: 0,
-            length,
             work,
+            number,
             arrived: now,
             started: None,
             first_token: None,
@@ -124,16 +123,24 @@ impl Request {
         request
     }
 
-    /// Takes the blocks that begin as it does from the cache: all that they hold need not be computed. One token at least is
-    /// left, as its logits are asked for.
-    pub(crate) fn reuse(&mut self, pin: Pin, allocator: &mut BlockAllocator) {
-        self.names = vec![PrefixKey::root(
-            self.tenant,
-            pin.adapter(self.adapter.scale),
-        )];
-        self.pin = pin;
+    /// Whether it has run before: its version is settled then.
+    pub(crate) fn has_started(&self) -> bool {
+        self.started.is_some()
+    }
+
+    /// Takes the blocks that begin as it does from the cache: what they hold need not be computed. One token at least is left,
+    /// as its logits are asked for.
+    pub(crate) fn reuse(&mut self, allocator: &mut BlockAllocator) {
+        if self.names.is_empty() {
+            let adapter = self.pin.adapter(self.adapter.scale);
+            self.names.push(PrefixKey::root(self.tenant, adapter));
+        }
+        let known = match self.work {
+            Work::Generate { .. } => self.sequence.len(),
+            Work::Score { .. } => self.prompt_tokens,
+        };
         let size = allocator.block_size();
-        for index in 0..(self.prompt_tokens - 1) / size {
+        for index in 0..(known - 1) / size {
             let Some(name) = self.name(index, size) else {
                 break;
             };
@@ -142,21 +149,37 @@ impl Request {
             }
         }
         self.offered = self.blocks.len();
-        self.cached = self.offered * size;
-        self.fed = self.cached;
+        self.fed = self.offered * size;
     }
 
-    /// Gives all back: it waits as if it had not been tried.
+    /// Begins to run, or goes on.
+    pub(crate) fn start(&mut self, now: Instant) {
+        if self.started.is_none() {
+            self.started = Some(now);
+            self.cached = self.fed;
+        }
+    }
+
+    /// Gives its blocks back; what they held is computed again when it goes on, from the prompt and the tokens so far. As decoding and
+    /// prefill are one, it goes on as if nothing had been. A score begins the continuation under way again.
     pub(crate) fn give_back(&mut self, allocator: &mut BlockAllocator) {
         allocator.release(&mut self.blocks);
-        self.names.clear();
-        self.pin = Pin::default();
-        (self.fed, self.cached, self.offered) = (0, 0, 0);
+        (self.fed, self.offered) = (0, 0);
+        if let Work::Score { scores, greedy, .. } = &mut self.work
+            && let (Some(scores), Some(greedy)) = (scores.last_mut(), greedy.last_mut())
+        {
+            scores.clear();
+            *greedy = true;
+        }
+        if self.started.is_none() {
+            self.pin = Pin::default();
+            self.names.clear();
+        }
     }
 
-    /// Begins to run.
-    pub(crate) fn start(&mut self, now: Instant) {
-        self.started = Some(now);
+    /// Tokens of it that are known: its blocks have to hold them before it goes on.
+    pub(crate) fn len(&self) -> usize {
+        self.sequence.len()
     }
 
     /// Tokens of the prompt whose KV was there when it started.
@@ -199,9 +222,10 @@ impl Request {
         matches!(self.work, Work::Generate { max_tokens: 0, .. })
     }
 
-    /// Whether it is a running answer, which feeds one token a step.
+    /// Whether it is a running answer, which feeds one token a step. One that is computed again is not: it is read like a prompt.
     pub(crate) fn decodes(&self) -> bool {
         matches!(self.work, Work::Generate { drawn: 1.., .. })
+            && self.sequence.len() - self.fed == 1
     }
 
     /// How many tokens could run next.

@@ -1,10 +1,19 @@
 //! A step's batch: which requests start, who runs how many tokens in whose blocks, the forward, and what came of it.
 //!
-//! KV blocks: a request gets all it can come to need when it starts, an open window what its next row needs. What an open
-//! window holds can be taken from it between steps (its tokens are then run again, without writing). A window takes from
-//! those whose turn comes after its own, so the first always goes on. A request takes from those that rest, read longest
-//! ago first, then from those with a turn, from each window once. While the first window waits for blocks, no request
-//! starts: those that run end, so it gets them. So neither waits for ever. Start at [`Engine::batch`].
+//! KV blocks are lent as they are needed: to a request when it starts for the tokens that are known of it, then one by one; to
+//! an open window what its next row needs. When there are none, somebody gives up all of its own, and is computed again later with
+//! the same result:
+//!
+//! - A running request takes from open windows (from those that rest, read longest ago first, then from those with a turn, from each
+//!   window once), then from the running request that came last, which may be itself.
+//! - A window takes from those whose turn comes after its own. If there is too little, it waits, and while it does no request starts;
+//!   if that takes too long, all running requests but the first to come give way.
+//!
+//! So there is always one who gets on. Of the running requests the one that came first gives way to windows alone, each of which has
+//! given way once before; a window that may keep its blocks comes to its end. Whenever a request starts it has the blocks
+//! for all that is known of it, so unless it gives way to an earlier one it draws a token or scores a continuation before it needs more:
+//! the first to come ends, and then there is another first. A window's written sums stay where they are when it gives way.
+//! `Config` and `enqueue` keep what one alone needs below the whole. Start at [`Engine::batch`].
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -21,6 +30,9 @@ use crate::{
 /// Requests of one step at most whose core has to be read out first: the others' answers wait for it.
 const COMPOSED: usize = 2;
 
+/// Steps that the first window waits for blocks before it takes them.
+const PATIENCE: u32 = 16;
+
 /// The rows of a step.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
@@ -31,35 +43,96 @@ pub(super) struct Batch {
 }
 
 impl Engine {
+    /// Sees to it that each running request has the blocks for what is known of it: those that came first before the others.
+    pub(super) fn secure(&mut self) {
+        let (missing, waited) = self.window_waits;
+        if waited >= PATIENCE {
+            while self.allocator.free() < missing && self.running.len() > 1 {
+                self.preempt_last();
+            }
+            let first = self.sessions.values_mut().filter(|one| one.turn.is_some());
+            if let Some(first) = first.min_by_key(|session| session.turn) {
+                first.yielded = true;
+            }
+            self.window_waits = (missing, 0);
+        }
+        let mut order: Vec<u64> = self.running.iter().map(|one| one.number).collect();
+        order.sort_unstable();
+        for number in order {
+            let place = |running: &[Request]| running.iter().position(|one| one.number == number);
+            // Gone, if an earlier one took its blocks.
+            let Some(index) = place(&self.running) else {
+                continue;
+            };
+            let request = &self.running[index];
+            let missing = self.allocator.missing(&request.blocks, request.len());
+            if missing == 0 {
+                continue;
+            }
+            if !self.room(missing) {
+                while self.allocator.free() < missing && place(&self.running).is_some() {
+                    self.preempt_last();
+                }
+            }
+            if let Some(index) = place(&self.running) {
+                let request = &mut self.running[index];
+                let length = request.len();
+                self.allocator.grow(&mut request.blocks, length);
+            }
+        }
+    }
+
+    /// Takes the blocks of the running request that came last; it waits where it would if it had never started.
+    fn preempt_last(&mut self) {
+        let running = self.running.iter().enumerate();
+        let Some((index, _)) = running.max_by_key(|(_, request)| request.number) else {
+            return;
+        };
+        let mut request = self.running.remove(index);
+        request.give_back(&mut self.allocator);
+        self.preempted += 1;
+        let place = self
+            .waiting
+            .partition_point(|other| other.number < request.number);
+        self.waiting.insert(place, request);
+    }
+
     /// Starts requests in order of arrival, while there are places and blocks.
     pub(super) fn admit(&mut self, now: Instant, events: &mut Vec<Event>) {
         let mut composed = 0;
-        while self.running.len() < self.config.max_running && !self.window_waits {
+        while self.running.len() < self.config.max_running && self.window_waits.0 == 0 {
             let Some(next) = self.waiting.front() else {
                 return;
             };
-            let length = next.length;
-            if !next.adapter.chosen.parts.is_empty() {
+            let length = next.len();
+            // Those that run need another block soon: who starts now is not to make way for them at once.
+            let spared = self.running.len();
+            if !next.has_started() && !next.adapter.chosen.parts.is_empty() {
                 // A core is read out only for a request that is sure to start.
                 composed += 1;
                 let blocks = self.allocator.blocks_for(length);
-                if composed > COMPOSED || !self.room(blocks) {
+                if composed > COMPOSED || !self.room(blocks + spared) {
                     return;
                 }
             }
             let Some(mut request) = self.waiting.pop_front() else {
                 return;
             };
-            request.reuse(self.pin(&request), &mut self.allocator);
+            if !request.has_started() {
+                request.pin = self.pin(&request);
+            }
+            request.reuse(&mut self.allocator);
             let missing = self.allocator.missing(&request.blocks, length);
-            if !self.room(missing) || !self.allocator.grow(&mut request.blocks, length) {
+            if !self.room(missing + spared) || !self.allocator.grow(&mut request.blocks, length) {
                 request.give_back(&mut self.allocator);
                 self.waiting.push_front(request);
                 return;
             }
-            request.start(now);
-            self.prompt_tokens += request.prompt_tokens() as u64;
-            self.cached_tokens += request.cached() as u64;
+            if !request.has_started() {
+                request.start(now);
+                self.prompt_tokens += request.prompt_tokens() as u64;
+                self.cached_tokens += request.cached() as u64;
+            }
             if request.asks_nothing() {
                 self.allocator.release(&mut request.blocks);
                 events.push(request.finished(Finish::Length, now));
@@ -69,7 +142,7 @@ impl Engine {
         }
     }
 
-    /// Makes room for a request that starts; says whether there is.
+    /// Makes room for a request by taking from windows; says whether there is.
     fn room(&mut self, blocks: usize) -> bool {
         let yields = |_, session: &Session| session.turn.is_none() || !session.yielded;
         for id in self.evict_for(blocks, yields) {
@@ -160,7 +233,7 @@ impl Engine {
             requests: requests.collect(),
             sessions: BTreeMap::new(),
         };
-        self.window_waits = false;
+        let (_, waited) = std::mem::take(&mut self.window_waits);
         for ((turn, id, _), tokens) in turns.into_iter().zip(plan.context) {
             if tokens == 0 {
                 break;
@@ -173,7 +246,9 @@ impl Engine {
                 !batch.sessions.contains_key(&id) && other.turn.is_none_or(|other| other > turn)
             });
             if self.allocator.free() < missing {
-                self.window_waits = batch.sessions.is_empty();
+                if batch.sessions.is_empty() {
+                    self.window_waits = (missing, waited + 1);
+                }
                 break;
             }
             let (Some(generator), Some(session)) =

@@ -162,9 +162,12 @@ impl Engine {
             }
         });
         match checked {
-            Ok((work, length)) => self
-                .waiting
-                .push_back(Request::new(id, tenant, adapter, prompt, length, work, now)),
+            Ok((work, _)) => {
+                let number = self.arrived;
+                self.arrived += 1;
+                let request = Request::new((id, tenant), adapter, prompt, work, number, now);
+                self.waiting.push_back(request);
+            }
             Err(error) => events.push(Event::Failed { request: id, error }),
         }
     }

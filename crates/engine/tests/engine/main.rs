@@ -7,6 +7,7 @@ mod bounds;
 mod context;
 mod golden;
 mod mixed;
+mod preemption;
 mod prefix;
 mod requests;
 mod support;
