@@ -38,7 +38,7 @@ const OTHERS: [&str; 6] = [
     "IMPRINT_GOLDEN_DIR",
 ];
 /// Top-level keys that are tables of their own.
-const SECTIONS: [&str; 4] = ["limits", "ingest", "engine", "shutdown"];
+const SECTIONS: [&str; 5] = ["limits", "ingest", "engine", "metrics", "shutdown"];
 
 /// What `imprint serve` can be told.
 #[derive(Clone, Deserialize)]
@@ -64,6 +64,8 @@ pub struct Config {
     pub ingest: Ingest,
     /// Budgets of the engine.
     pub engine: Engine,
+    /// What the server counts of itself.
+    pub metrics: Metrics,
     /// How the server ends.
     pub shutdown: Shutdown,
 }
@@ -151,6 +153,15 @@ pub struct Engine {
     pub dequantize: Option<bool>,
 }
 
+/// What the server counts of itself.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address that answers `GET /metrics` over plain HTTP, without keys; port 0 takes a free one. Absent: nobody is answered.
+    /// No session, tenant or text is named there.
+    pub listen: Option<SocketAddr>,
+}
+
 /// How the server ends.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -172,6 +183,7 @@ impl fmt::Debug for Config {
             limits,
             ingest,
             engine,
+            metrics,
             shutdown,
         } = self;
         f.debug_struct("Config")
@@ -184,6 +196,7 @@ impl fmt::Debug for Config {
             .field("limits", limits)
             .field("ingest", ingest)
             .field("engine", engine)
+            .field("metrics", metrics)
             .field("shutdown", shutdown)
             .finish()
     }
@@ -201,6 +214,7 @@ impl Default for Config {
             limits: Limits::default(),
             ingest: Ingest::default(),
             engine: Engine::default(),
+            metrics: Metrics::default(),
             shutdown: Shutdown::default(),
         }
     }
@@ -541,6 +555,7 @@ fn known(section: &str) -> &'static [&'static str] {
         "limits" => names::of::<Limits>(),
         "ingest" => names::of::<Ingest>(),
         "engine" => names::of::<Engine>(),
+        "metrics" => names::of::<Metrics>(),
         "shutdown" => names::of::<Shutdown>(),
         _ => names::of::<Config>(),
     }

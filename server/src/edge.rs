@@ -1,10 +1,13 @@
 //! What every call passes on its way in: the bearer key becomes a tenant, a draining server refuses, and a message that cannot be
 //! read is the caller's fault, not ours.
 //!
-//! Also the call's own deadline. Start at [`Edge`].
+//! Also the call's own deadline; and how each call ended is counted. Start at [`Edge`].
+
+mod counted;
 
 use std::{
     convert::Infallible,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -20,6 +23,7 @@ use tonic::{
 
 use crate::{
     auth::{Keys, Tenant},
+    metrics::Metrics,
     status::Error,
 };
 
@@ -41,12 +45,28 @@ pub struct Edge<S> {
     inner: S,
     keys: Keys,
     phase: watch::Receiver<Phase>,
+    metrics: Arc<Metrics>,
 }
 
 impl<S> Edge<S> {
     /// Puts the edge before a service.
-    pub fn new(inner: S, keys: Keys, phase: watch::Receiver<Phase>) -> Self {
-        Self { inner, keys, phase }
+    pub fn new(inner: S, keys: Keys, phase: watch::Receiver<Phase>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            inner,
+            keys,
+            phase,
+            metrics,
+        }
+    }
+
+    /// The same edge before another service.
+    pub fn before<T>(&self, inner: T) -> Edge<T> {
+        Edge {
+            inner,
+            keys: self.keys.clone(),
+            phase: self.phase.clone(),
+            metrics: Arc::clone(&self.metrics),
+        }
     }
 }
 
@@ -56,7 +76,8 @@ impl<S: NamedService> NamedService for Edge<S> {
 
 impl<S> Service<http::Request<Body>> for Edge<S>
 where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + NamedService,
     S::Future: Send + 'static,
 {
     type Response = http::Response<Body>;
@@ -70,6 +91,7 @@ where
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let metadata = MetadataMap::from_headers(request.headers().clone());
         let phase = *self.phase.borrow();
+        let call = self.metrics.call(S::NAME);
         let checked = if phase == Phase::Running {
             self.keys.tenant(&metadata)
         } else {
@@ -79,9 +101,12 @@ where
             Ok(tenant) => {
                 request.extensions_mut().insert(tenant);
                 let answer = self.inner.call(request);
-                Box::pin(async move { answer.await.map(blame) })
+                Box::pin(async move { Ok(counted::counted(blame(answer.await?), call)) })
             }
-            Err(error) => Box::pin(async move { Ok(Status::from(error).into_http()) }),
+            Err(error) => {
+                let refused = Status::from(error).into_http();
+                Box::pin(async move { Ok(counted::counted(refused, call)) })
+            }
         }
     }
 }

@@ -17,11 +17,15 @@ use std::{
 
 use engine::{
     Command, Digest, DocumentId, Engine, Event, Full, ModelInfo, Newest, Rejected, RequestId, Seq,
-    SessionError, SessionId, Version,
+    SessionError, SessionId, Usage, Version,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::{states::Account, status::Error};
+use crate::{
+    metrics::{Metrics, Watch},
+    states::Account,
+    status::Error,
+};
 
 /// Messages that wait for the thread.
 const MAILBOX: usize = 256;
@@ -134,8 +138,8 @@ pub enum Attach {
     Nobody,
     /// A session that begins with this command.
     Session(Arc<Link>),
-    /// A request. The channel holds all that can come: it is never full.
-    Request(mpsc::Sender<Reply>),
+    /// A request, and when it arrived. The channel holds all that can come: it is never full.
+    Request(mpsc::Sender<Reply>, Instant),
     /// Who asked for a document to be forgotten.
     Forget(oneshot::Sender<Forgotten>),
 }
@@ -194,17 +198,18 @@ impl Handle {
             .map_err(|_| Error::EngineStopped)
     }
 
-    /// Sends a request and returns where its replies come, at most `replies` of them.
+    /// Sends a request that arrived then, and returns where its replies come, at most `replies` of them.
     ///
     /// # Errors
     /// [`Error::EngineStopped`].
     pub async fn request(
         &self,
         command: Command,
+        arrived: Instant,
         replies: usize,
     ) -> Result<mpsc::Receiver<Reply>, Error> {
         let (sender, receiver) = mpsc::channel(replies.max(1));
-        self.send(command, Attach::Request(sender)).await?;
+        self.send(command, Attach::Request(sender, arrived)).await?;
         Ok(receiver)
     }
 
@@ -229,6 +234,7 @@ pub async fn start(
     model: PathBuf,
     generator: Option<PathBuf>,
     settings: engine::Config,
+    metrics: Arc<Metrics>,
 ) -> Result<(Handle, JoinHandle<()>), StartError> {
     let (mailbox, messages) = mpsc::channel(MAILBOX);
     let (loaded, load) = oneshot::channel();
@@ -243,7 +249,7 @@ pub async fn start(
             }
         };
         if loaded.send(Ok(Arc::clone(engine.model()))).is_ok() {
-            Worker::new(engine, messages).run();
+            Worker::new(engine, messages, Watch::new(metrics)).run();
         }
         drop(flag);
     };
@@ -291,6 +297,7 @@ trait Machine {
     fn push(&mut self, command: Command) -> Result<(), Box<Full>>;
     fn idle(&self) -> bool;
     fn step(&mut self, events: &mut Vec<Event>) -> Result<(), engine::Error>;
+    fn usage(&self) -> Usage;
 }
 
 impl Machine for Engine {
@@ -305,6 +312,10 @@ impl Machine for Engine {
     fn step(&mut self, events: &mut Vec<Event>) -> Result<(), engine::Error> {
         Engine::step(self, Instant::now, events)
     }
+
+    fn usage(&self) -> Usage {
+        Engine::usage(self)
+    }
 }
 
 struct Worker<M> {
@@ -317,10 +328,11 @@ struct Worker<M> {
     forgets: HashMap<(SessionId, DocumentId), oneshot::Sender<Forgotten>>,
     /// Commands about sessions that the engine had no room for, in order.
     held: VecDeque<Command>,
+    watch: Watch,
 }
 
 impl<M: Machine> Worker<M> {
-    fn new(engine: M, messages: mpsc::Receiver<Message>) -> Self {
+    fn new(engine: M, messages: mpsc::Receiver<Message>, watch: Watch) -> Self {
         Self {
             engine,
             messages,
@@ -329,6 +341,7 @@ impl<M: Machine> Worker<M> {
             requests: HashMap::new(),
             forgets: HashMap::new(),
             held: VecDeque::new(),
+            watch,
         }
     }
 
@@ -357,9 +370,13 @@ impl<M: Machine> Worker<M> {
                 );
                 return;
             }
+            let now = Instant::now();
             for event in events.drain(..) {
+                self.watch.sees(&event, now);
                 self.dispatch(event);
             }
+            let idle = self.engine.idle() && self.held.is_empty();
+            self.watch.stepped(idle, now, || self.engine.usage());
         }
     }
 
@@ -382,10 +399,12 @@ impl<M: Machine> Worker<M> {
                 }
                 _ => {}
             },
-            Attach::Request(replies) => match &command {
-                Command::Generate { request, .. }
-                | Command::Score { request, .. }
-                | Command::Export { request, .. } => {
+            Attach::Request(replies, arrived) => match &command {
+                Command::Generate { request, .. } => {
+                    self.watch.begins(*request, arrived);
+                    drop(self.requests.insert(*request, replies));
+                }
+                Command::Score { request, .. } | Command::Export { request, .. } => {
                     drop(self.requests.insert(*request, replies));
                 }
                 _ => {}
@@ -419,6 +438,7 @@ impl<M: Machine> Worker<M> {
                 | Command::Score { request, .. }
                 | Command::Export { request, .. },
             ) => {
+                self.watch.refused(request);
                 if let Some(replies) = self.requests.remove(&request) {
                     // Nobody listens any more: nothing to tell.
                     drop(replies.try_send(Reply::Overloaded));
@@ -530,6 +550,9 @@ impl<M: Machine> Worker<M> {
     fn renew(&self, session: SessionId, newest: Newest, settle: impl FnOnce(&mut Account)) {
         if let Some(link) = self.sessions.get(&session) {
             settle(&mut link.account());
+            if newest.version.0 > link.progress.borrow().version() {
+                self.watch.published();
+            }
             link.progress.send_modify(|progress| {
                 progress.newest = Some(newest);
                 progress.announced += 1;

@@ -23,7 +23,8 @@ use lm::text::Text;
 use tokio::sync::watch;
 
 use crate::{
-    edge::Phase, engine_thread::Handle, places::Places, sessions::Sessions, status::Error,
+    edge::Phase, engine_thread::Handle, metrics::Metrics, places::Places, sessions::Sessions,
+    status::Error,
 };
 
 /// What all services share.
@@ -42,6 +43,8 @@ pub struct Shared {
     pub wait: Duration,
     /// How long an ingest stream may take to say which session it is about.
     pub open_wait: Duration,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Calls of the engine at once.
     pub requests: Arc<Places>,
     /// Ingest streams at once.

@@ -24,6 +24,7 @@ use crate::{
     edge::{Edge, Phase},
     engine_thread::{self, Handle},
     grpc::{self, Shared},
+    metrics::{self, Metrics},
     models::{self, Files},
     places::Places,
     sessions::{Rules, Sessions},
@@ -91,10 +92,12 @@ pub struct Server;
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     phase: watch::Sender<Phase>,
     drain: Duration,
     transport: task::JoinHandle<Result<(), transport::Error>>,
     reaper: task::JoinHandle<()>,
+    metrics: Option<task::JoinHandle<()>>,
     /// All calls that hold something: none left when all places are free.
     requests: Arc<Places>,
     streams: Arc<Places>,
@@ -117,12 +120,11 @@ impl Server {
             tracing::warn!(path = %path.display(), "sessions live in memory today; nothing is written to the data folder");
         }
         // The address first: one that is taken should not cost the loading of a model.
-        let listen = |source| Error::Listen {
-            address: config.listen,
-            source,
+        let (listener, address) = bind(config.listen).await?;
+        let metrics_listener = match config.metrics.listen {
+            Some(address) => Some(bind(address).await?),
+            None => None,
         };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
         let (model, generator, home) = (
             config.model.clone(),
             config.generator.clone(),
@@ -143,7 +145,9 @@ impl Server {
             .map_err(|_| Error::Panicked)??;
         let settings = config.engine.settings();
         let (max_sessions, rules) = (settings.max_sessions, settings.clone());
-        let (engine, thread) = engine_thread::start(model, generator, settings).await?;
+        let counts = Arc::new(Metrics::new(&name));
+        let (engine, thread) =
+            engine_thread::start(model, generator, settings, Arc::clone(&counts)).await?;
         let rules = session_rules(&config, &rules, &engine, &text);
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
@@ -178,6 +182,7 @@ impl Server {
             prompt_bytes: config.limits.prompt_bytes,
             wait: Duration::from_millis(config.limits.wait_ms),
             open_wait: Duration::from_millis(config.limits.open_ms),
+            metrics: Arc::clone(&counts),
             requests: Arc::clone(&requests),
             streams: Arc::clone(&streams),
             phase: phases.clone(),
@@ -186,6 +191,12 @@ impl Server {
         let broken = engine.broken();
         let reaper = tokio::spawn(reap(Arc::clone(&shared)));
         let router = router(&config, keys, phases.clone(), &shared, engine)?;
+        let metrics_address = metrics_listener.as_ref().map(|(_, address)| *address);
+        let metrics = metrics_listener
+            .map(|(listener, _)| tokio::spawn(metrics::http::serve(listener, counts)));
+        if let Some(address) = metrics_address {
+            tracing::info!(%address, "metrics");
+        }
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let mut ends = phases;
         let signal = async move {
@@ -195,16 +206,25 @@ impl Server {
         let transport = tokio::spawn(router.serve_with_incoming_shutdown(incoming, signal));
         Ok(Running {
             address,
+            metrics_address,
             phase,
             drain: Duration::from_millis(config.shutdown.drain_ms),
             transport,
             reaper,
+            metrics,
             requests,
             streams,
             broken,
             engine: Some(thread),
         })
     }
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let listen = |source| Error::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    Ok((listener, address))
 }
 
 fn session_rules(config: &Config, engine: &engine::Config, handle: &Handle, text: &Text) -> Rules {
@@ -288,7 +308,7 @@ fn router(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let limits = &config.limits;
-    let edge = (keys, phase);
+    let edge = Edge::new((), keys, phase, Arc::clone(&shared.metrics));
     Ok(transport::Server::builder()
         .max_concurrent_streams(limits.streams_per_connection)
         .concurrency_limit_per_connection(limits.streams_per_connection as usize)
@@ -299,11 +319,11 @@ fn router(
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(Edge::new(session, edge.0.clone(), edge.1.clone()))
-        .add_service(Edge::new(context, edge.0.clone(), edge.1.clone()))
-        .add_service(Edge::new(generation, edge.0.clone(), edge.1.clone()))
-        .add_service(Edge::new(model, edge.0.clone(), edge.1.clone()))
-        .add_service(Edge::new(adapter, edge.0, edge.1)))
+        .add_service(edge.before(session))
+        .add_service(edge.before(context))
+        .add_service(edge.before(generation))
+        .add_service(edge.before(model))
+        .add_service(edge.before(adapter)))
 }
 
 fn name_of<S: NamedService>(_: &S) -> &'static str {
@@ -343,6 +363,12 @@ impl Running {
         self.address
     }
 
+    /// Where `GET /metrics` is answered, if the configuration wants it.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
     /// Resolves if the engine breaks: the server cannot answer any more.
     pub async fn broken(&mut self) {
         // An error means that the engine's thread is gone, which is the same.
@@ -364,6 +390,9 @@ impl Running {
         }
         self.phase.send_replace(Phase::Over);
         self.reaper.abort();
+        if let Some(metrics) = &self.metrics {
+            metrics.abort();
+        }
         let ended = tokio::time::timeout(FAREWELL, &mut self.transport).await;
         let result = match ended {
             Ok(joined) => joined

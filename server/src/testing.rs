@@ -20,6 +20,7 @@ use crate::{
     edge::Phase,
     engine_thread::{Attach, Handle, Link, Message},
     grpc::Shared,
+    metrics::Metrics,
     places::Places,
     sessions::{About, Rules, Session, Sessions, Wanted},
     states::States,
@@ -67,6 +68,7 @@ impl Rig {
             prompt_bytes: 1 << 10,
             wait: Duration::from_secs(60),
             open_wait: Duration::from_secs(60),
+            metrics: Arc::new(Metrics::new("tiny")),
             requests: places("requests"),
             streams: places("ingest streams"),
             phase: phases,
@@ -85,7 +87,7 @@ impl Rig {
         let Message { command, attach } = message.await.unwrap().unwrap();
         let link = match attach {
             Attach::Session(link) => Some(link),
-            Attach::Nobody | Attach::Request(_) | Attach::Forget(_) => None,
+            Attach::Nobody | Attach::Request(..) | Attach::Forget(_) => None,
         };
         (command, link)
     }

@@ -173,23 +173,7 @@ impl World {
 
     /// Opens an ingest stream.
     pub(crate) async fn ingest(&self, session: &str) -> Ingest {
-        let (sender, receiver) = mpsc::channel(4);
-        let answers = self
-            .context()
-            .ingest(ReceiverStream::new(receiver))
-            .await
-            .unwrap()
-            .into_inner();
-        let ingest = Ingest {
-            sender: Some(sender),
-            answers,
-        };
-        ingest
-            .send(ingest_request::Message::Open(v1::IngestOpen {
-                session_id: session.to_owned(),
-            }))
-            .await;
-        ingest
+        Ingest::open(self.context(), session).await
     }
 
     /// Sends whole texts as documents of their own and returns the last version.
@@ -289,6 +273,26 @@ pub(crate) struct Ingest {
 }
 
 impl Ingest {
+    /// Opens a stream over a client's own connection.
+    pub(crate) async fn open(mut context: ContextServiceClient<Channel>, session: &str) -> Self {
+        let (sender, receiver) = mpsc::channel(4);
+        let answers = context
+            .ingest(ReceiverStream::new(receiver))
+            .await
+            .unwrap()
+            .into_inner();
+        let ingest = Self {
+            sender: Some(sender),
+            answers,
+        };
+        ingest
+            .send(ingest_request::Message::Open(v1::IngestOpen {
+                session_id: session.to_owned(),
+            }))
+            .await;
+        ingest
+    }
+
     pub(crate) async fn send(&self, message: ingest_request::Message) {
         // A stream that the server has ended says why in its answers.
         drop(

@@ -1,15 +1,18 @@
 //! The thread against an engine with room for little: nothing is lost, nothing overtakes, nothing waits for ever.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use engine::{
     Chosen, Command, Digest, DocumentId, Event, Full, Newest, RequestId, Sampling, Seq, SessionId,
-    Strategy, TenantId, TokenId, Version,
+    Strategy, TenantId, TokenId, Usage, Version,
 };
 use tokio::sync::mpsc;
 
 use super::{Attach, HELD, Link, Machine, Message, Reply, Worker};
-use crate::states::{Account, States};
+use crate::{
+    metrics::{Metrics, Watch},
+    states::{Account, States},
+};
 
 /// Holds so many context tokens at once. It reads them only in whole windows of four, or when asked for a version.
 struct Small {
@@ -73,6 +76,10 @@ impl Machine for Small {
         }
         Ok(())
     }
+
+    fn usage(&self) -> Usage {
+        Usage::default()
+    }
 }
 
 fn ingest(session: u64, seq: u64, tokens: usize) -> Message {
@@ -103,7 +110,7 @@ fn generate(request: u64, replies: mpsc::Sender<Reply>) -> Message {
     };
     Message {
         command,
-        attach: Attach::Request(replies),
+        attach: Attach::Request(replies, Instant::now()),
     }
 }
 
@@ -116,7 +123,8 @@ fn worker(room: usize) -> (Worker<Small>, mpsc::Sender<Message>) {
         requests: false,
         seen: Vec::new(),
     };
-    (Worker::new(engine, messages), sender)
+    let watch = Watch::new(Arc::new(Metrics::new("small")));
+    (Worker::new(engine, messages, watch), sender)
 }
 
 fn link() -> Link {

@@ -2,7 +2,7 @@
 //!
 //! Start at [`Service`].
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use engine::{Command, Event};
 use imprint_proto::v1::{
@@ -49,7 +49,7 @@ impl AdapterService for Service {
         };
         // Late, it is exported for nobody: nothing of the session changes.
         let reply = async {
-            let mut replies = self.0.engine.request(command, 1).await?;
+            let mut replies = self.0.engine.request(command, Instant::now(), 1).await?;
             Ok::<_, Error>(replies.recv().await)
         };
         let reply = tokio::select! {

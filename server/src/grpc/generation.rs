@@ -28,6 +28,7 @@ use super::{Shared, at, count, duration, reached};
 use crate::{
     edge::{Phase, deadline, tenant},
     engine_thread::{Handle, Reply},
+    metrics::{End, Metrics},
     places::Place,
     sessions::session::{INLINE_BYTES, User},
     status::Error,
@@ -92,7 +93,7 @@ impl GenerationService for Service {
         // All tokens and the end: the engine never waits for a reader.
         let room = ask.max_tokens.min(self.0.engine.model().context_length) + 2;
         let waited = arrived.elapsed();
-        let replies = self.0.engine.request(command, room).await?;
+        let replies = self.0.engine.request(command, arrived, room).await?;
         let (answers, receiver) = mpsc::channel(ANSWERS + 1);
         // One place is kept for an error: whatever the reader has left unread, it learns that the answer is cut short.
         let last = answers.clone().try_reserve_owned();
@@ -101,6 +102,7 @@ impl GenerationService for Service {
             engine: self.0.engine.clone(),
             text: self.0.text.clone(),
             request,
+            metrics: Arc::clone(&self.0.metrics),
             answers,
             phase: self.0.phase.clone(),
             deadline,
@@ -138,7 +140,7 @@ impl GenerationService for Service {
             prompt: ask.prompt.tokens,
             continuations: ask.continuations,
         };
-        let mut replies = self.0.engine.request(command, 1).await?;
+        let mut replies = self.0.engine.request(command, Instant::now(), 1).await?;
         let mut cancel = CancelOnDrop {
             engine: &self.0.engine,
             request: Some(request),
@@ -228,6 +230,7 @@ struct Run {
     engine: Handle,
     text: Text,
     request: RequestId,
+    metrics: Arc<Metrics>,
     answers: mpsc::Sender<Answer>,
     phase: watch::Receiver<Phase>,
     deadline: Option<Instant>,
@@ -256,10 +259,15 @@ impl Run {
         mut stops: Stops,
         last: mpsc::OwnedPermit<Answer>,
     ) {
-        if let Err(error) = self.generate(&mut replies, &mut stops).await {
-            self.engine.cancel(self.request);
-            last.send(Err(error.into()));
-        }
+        let end = match self.generate(&mut replies, &mut stops).await {
+            Ok(end) => end,
+            Err(error) => {
+                self.engine.cancel(self.request);
+                last.send(Err(error.into()));
+                End::Error
+            }
+        };
+        self.metrics.ended(end);
         drop(self.guards);
     }
 
@@ -267,7 +275,7 @@ impl Run {
         &mut self,
         replies: &mut mpsc::Receiver<Reply>,
         stops: &mut Stops,
-    ) -> Result<(), Error> {
+    ) -> Result<End, Error> {
         let mut decoder = self.text.decoder();
         let mut drawn = 0;
         loop {
@@ -310,7 +318,7 @@ impl Run {
                 None => None,
                 Some(Step::Gone) => {
                     self.engine.cancel(self.request);
-                    return Ok(());
+                    return Ok(End::Abort);
                 }
                 Some(Step::Late) => {
                     self.deliver(delta).await?;
@@ -347,7 +355,9 @@ impl Run {
             };
             self.deliver(delta).await?;
             if let Some(finished) = finished {
-                return self.send(Message::Finished(finished)).await;
+                let end = End::Finished(finished.finish_reason());
+                self.send(Message::Finished(finished)).await?;
+                return Ok(end);
             }
         }
     }
