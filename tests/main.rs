@@ -20,6 +20,8 @@ mod context;
 mod edge;
 #[path = "e2e/law.rs"]
 mod law;
+#[path = "e2e/load.rs"]
+mod load;
 #[path = "e2e/metrics.rs"]
 mod metrics;
 #[path = "e2e/sessions.rs"]

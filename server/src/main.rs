@@ -79,6 +79,26 @@ enum BenchWhat {
         #[command(flatten)]
         args: bench::offline::Args,
     },
+    /// A server under load: arrivals at their own times, what they waited for, and how much was answered
+    Serve {
+        /// What is served, where no server is named.
+        #[command(flatten)]
+        model: ModelFlags,
+        /// Which load.
+        #[command(flatten)]
+        args: Box<bench::serve::Args>,
+    },
+    /// From a server's start to its first answer, and the memory that it holds
+    Start {
+        /// What is served.
+        #[command(flatten)]
+        model: ModelFlags,
+        /// How to measure.
+        #[command(flatten)]
+        args: bench::start::Args,
+    },
+    /// Make tables and a plot of what was measured
+    Report(bench::page::Args),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -108,6 +128,27 @@ struct ModelFlags {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+impl ModelFlags {
+    /// As a command line has them.
+    fn arguments(&self) -> Vec<String> {
+        let Self {
+            model,
+            generator,
+            config,
+        } = self;
+        let config = config.as_ref().map(|path| path.display().to_string());
+        [
+            ("--model", model.clone()),
+            ("--generator", generator.clone()),
+            ("--config", config),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some([name.to_owned(), value?]))
+        .flatten()
+        .collect()
+    }
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -171,6 +212,24 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             bench::offline::run(&args, &files.model, generator, rayon::current_num_threads())?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Bench {
+            what: BenchWhat::Serve { model, args },
+        } => {
+            client_runtime()?.block_on(bench::serve::run(&args, &model.arguments()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Bench {
+            what: BenchWhat::Start { model, args },
+        } => {
+            client_runtime()?.block_on(bench::start::run(&args, &model.arguments()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Bench {
+            what: BenchWhat::Report(args),
+        } => {
+            write!(io::stdout(), "{}", bench::page::run(&args)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Train { model, args } => {
             let config = Config::load(&Flags {
                 model,
@@ -182,18 +241,13 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Eval { what } => evaluate(what),
-        Verb::Client(verb) => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            match runtime.block_on(imprint_client::cli::run(verb)) {
-                Ok(()) => Ok(ExitCode::SUCCESS),
-                Err(failure) => {
-                    drop(writeln!(io::stderr(), "imprint: {failure}"));
-                    Ok(ExitCode::from(failure.exit_code()))
-                }
+        Verb::Client(verb) => match client_runtime()?.block_on(imprint_client::cli::run(verb)) {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(failure) => {
+                drop(writeln!(io::stderr(), "imprint: {failure}"));
+                Ok(ExitCode::from(failure.exit_code()))
             }
-        }
+        },
     }
 }
 
@@ -230,6 +284,12 @@ fn runtime(config: &Config) -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(runtime.worker_threads(2).enable_all().build()?)
 }
 
+/// What calls a server needs one thread.
+fn client_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    Ok(runtime.enable_all().build()?)
+}
+
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -241,6 +301,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     };
     let mut out = io::stdout();
     writeln!(out, "imprint listens on http://{}", running.address())?;
+    if let Some(address) = running.metrics_address() {
+        writeln!(out, "imprint tells metrics on http://{address}/metrics")?;
+    }
     out.flush()?;
     let broken = tokio::select! {
         _ = terminate.recv() => false,

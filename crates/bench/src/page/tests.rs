@@ -1,0 +1,61 @@
+//! Tables hold what the files say, and a file keeps all but what stands between its marks.
+
+use serde_json::json;
+
+use super::*;
+
+fn load(rate: f64) -> Value {
+    json!({
+        "backend": "imprint", "num_sessions": 16, "request_rate": rate, "output_throughput": 12.34, "request_throughput": 2.5,
+        "p50_ttft_ms": 100.0 * rate, "p99_ttft_ms": 400.0 * rate, "p50_itl_ms": 20.0, "p99_itl_ms": 45.0, "p50_tpot_ms": 21.0,
+        "answers_right": 3, "completed": 9, "failed": 1, "ingest_share": 0.1,
+    })
+}
+
+#[test]
+fn a_row_says_what_the_load_was_and_what_came_of_it() {
+    let table = tables(&[load(2.0)]);
+    let row = table.lines().last().unwrap();
+    assert_eq!(
+        row,
+        "| imprint, 16 sessions, 2/s, 10 % telling | 12.3 | 2.50 | 200, 800 | 20, 45 | 21 | 3/9 | 1 |"
+    );
+}
+
+#[test]
+fn starts_and_ratios_have_tables_of_their_own() {
+    let start = json!({"figures": {"listening_ms": [300.0, 100.0, 200.0]}});
+    let offline = json!({"ratios": {"decode_vs_peer": {"median": 1.5}}});
+    let table = tables(&[start, offline]);
+    assert!(
+        table.contains("| listening ms | 200 | 100 | 300 |"),
+        "{table}"
+    );
+    assert!(table.contains("| decode vs peer | 1.50 |"), "{table}");
+}
+
+#[test]
+fn a_file_keeps_all_but_what_stands_between_its_marks() {
+    let old = format!("before\n{BEGIN}\nold\n{END}\nbehind\n");
+    let new = placed(&old, "new\n").unwrap();
+    assert_eq!(new, format!("before\n{BEGIN}\n\nnew\n\n{END}\nbehind\n"));
+    assert_eq!(placed(&new, "new\n").unwrap(), new);
+    assert!(placed("no marks", "new").is_err());
+    assert!(placed(&format!("{END}{BEGIN}"), "new").is_err());
+}
+
+#[test]
+fn latencies_are_drawn_over_the_rates_of_at_least_two_loads() {
+    assert!(latencies(&[load(2.0)]).is_none());
+    let svg = latencies(&[load(4.0), load(2.0)]).unwrap();
+    assert_eq!(svg.matches("<polyline").count(), 4);
+    assert_eq!(svg.matches("<circle").count(), 8);
+    assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+    // More milliseconds lie higher: smaller y.
+    let y = |number: usize| -> f64 {
+        let line = svg.split("<polyline points=\"").nth(number).unwrap();
+        let point = line.split([' ', '"']).next().unwrap();
+        point.split_once(',').unwrap().1.parse().unwrap()
+    };
+    assert!(y(2) < y(1), "p99 above p50");
+}
