@@ -7,6 +7,7 @@ use std::{cell::OnceCell, env, path::PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    cuda,
     python::Venv,
     run::{self, Part, Repository},
     server::Server,
@@ -17,6 +18,7 @@ const STAGES: &[Part<Ci>] = &[
     ("fmt", Ci::fmt),
     ("clippy", Ci::clippy),
     ("doc", Ci::doc),
+    ("cuda", Ci::cuda),
     ("model", Ci::model),
     ("test", Ci::test),
     ("python", Ci::python),
@@ -65,6 +67,14 @@ impl Ci {
             .repository
             .cargo("doc --workspace --no-deps --document-private-items --locked");
         run::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
+    }
+
+    /// The kernels as machine code for sm_90a, embedded. What they compute is tested by `test`, on the software device.
+    fn cuda(&self) -> Result<()> {
+        let mut clippy = self
+            .repository
+            .cargo("clippy --workspace --all-targets --locked --features cuda/cuda -- -D warnings");
+        run::run(clippy.env("CUDA_HOME", cuda::toolkit(&self.repository)?))
     }
 
     /// Fetches the default model into the cache, or finds it there. Nothing after this needs a network but pip.

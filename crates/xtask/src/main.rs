@@ -1,8 +1,9 @@
-//! The repository's own commands: `cargo xtask ci`, `cargo xtask parity`.
+//! The repository's own commands: `cargo xtask ci`, `cargo xtask parity`, `cargo xtask cuda-toolkit`.
 //!
 //! Runs other programs, computes nothing itself. Start at `ci::STAGES`.
 
 mod ci;
+mod cuda;
 mod parity;
 mod python;
 mod run;
@@ -34,6 +35,8 @@ enum Command {
         #[arg(long, value_name = "CHECK", value_parser = parity::names())]
         only: Vec<String>,
     },
+    /// A CUDA toolkit to compile kernels with: what CUDA_HOME names, or wheels under the target folder. Prints the line that sets CUDA_HOME.
+    CudaToolkit,
 }
 
 fn main() -> Result<()> {
@@ -41,5 +44,6 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Ci { only } => ci::run(repository, &only),
         Command::Parity { only } => parity::run(repository, &only),
+        Command::CudaToolkit => cuda::say_toolkit(&repository),
     }
 }
