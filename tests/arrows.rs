@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Each room with the rooms that it may use. `testkit` may be used in the tests of any but its own.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("imprint-proto", &[]),
     ("kernels", &[]),
     ("relevance", &[]),
@@ -15,6 +15,8 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("xtask", &[]),
     ("generator", &["kernels"]),
     ("lm", &["generator", "kernels"]),
+    // In its tests alone: what runs on a device is held against the CPU's forward, sites and operations.
+    ("cuda", &["lm", "generator", "kernels"]),
     ("engine", &["lm", "generator", "kernels"]),
     ("imprint-client", &["imprint-proto"]),
     (

@@ -1,0 +1,46 @@
+// Root-mean-square norms: y = x / sqrt(mean(x²) + eps) * gain, sums in f32. One block a row; D a multiple of 8.
+#include "machine.cuh"
+
+// Row x [D] -> y [D]; a null gain is 1.
+DEVICE void norm_row(bf16* y, const bf16* x, const bf16* gain, unsigned d, float eps) {
+  float squares = 0.f;
+  for (unsigned at = threadIdx.x * 8; at < d; at += blockDim.x * 8) {
+    const Eight v = *(const Eight*)(x + at);
+    for (int i = 0; i < 8; i++) squares = fmaf(to_float(v.at[i]), to_float(v.at[i]), squares);
+  }
+  const float factor = rsqrtf(block_sum(squares) / (float)d + eps);
+  for (unsigned at = threadIdx.x * 8; at < d; at += blockDim.x * 8) {
+    const Eight v = *(const Eight*)(x + at);
+    Eight g, out;
+    if (gain) g = *(const Eight*)(gain + at);
+    for (int i = 0; i < 8; i++) out.at[i] = to_bf16(to_float(v.at[i]) * factor * (gain ? to_float(g.at[i]) : 1.f));
+    *(Eight*)(y + at) = out;
+  }
+}
+
+// x [T, D] -> y [T, D].
+KERNEL rms_norm(bf16* y, const bf16* x, const bf16* gain, unsigned d, float eps) {
+  const size_t row = (size_t)blockIdx.x * d;
+  norm_row(y + row, x + row, gain, d, eps);
+}
+
+// h [T, D] += y [T, D] in place, rounded to bf16; then x = norm(h).
+KERNEL add_rms_norm(bf16* x, bf16* h, const bf16* y, const bf16* gain, unsigned d, float eps) {
+  const size_t row = (size_t)blockIdx.x * d;
+  for (unsigned at = threadIdx.x * 8; at < d; at += blockDim.x * 8) {
+    Eight sum = *(const Eight*)(h + row + at);
+    const Eight more = *(const Eight*)(y + row + at);
+    for (int i = 0; i < 8; i++) sum.at[i] = to_bf16(to_float(sum.at[i]) + to_float(more.at[i]));
+    *(Eight*)(h + row + at) = sum;  // the same thread reads it again below
+  }
+  norm_row(x + row, h + row, gain, d, eps);
+}
+
+// Each head's norm in place (Qwen 3). x [T, stride], heads `first` .. of Dh; gain [Dh]. Grid (T, heads), one warp each.
+KERNEL head_norm(bf16* x, const bf16* gain, unsigned first, unsigned dh, unsigned stride, float eps) {
+  bf16* head = x + (size_t)blockIdx.x * stride + (size_t)(first + blockIdx.y) * dh;
+  float squares = 0.f;
+  for (unsigned i = threadIdx.x; i < dh; i += 32) squares = fmaf(to_float(head[i]), to_float(head[i]), squares);
+  const float factor = rsqrtf(warp_sum(squares) / (float)dh + eps);
+  for (unsigned i = threadIdx.x; i < dh; i += 32) head[i] = to_bf16(to_float(head[i]) * factor * to_float(gain[i]));
+}

@@ -1,0 +1,81 @@
+//! The kernels by name: their machine code, and what they take.
+//!
+//! The texts are kernels/*.cu. Start at [`Kernel`].
+
+macro_rules! kernels {
+    ($($file:literal { $($kernel:ident $name:literal $kinds:literal,)* })*) => {
+        /// A kernel.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Kernel {
+            $($(#[doc = concat!("`", $name, "` of kernels/", $file, ".cu.")] $kernel,)*)*
+        }
+
+        impl Kernel {
+            /// All of them, in the order of the declaration.
+            pub const ALL: &[Self] = &[$($(Self::$kernel,)*)*];
+
+            /// Its name in the machine code.
+            pub fn name(self) -> &'static str {
+                match self { $($(Self::$kernel => $name,)*)* }
+            }
+
+            /// What it takes, one letter an argument: `p`ointer, `u`32 (or i32), `l` u64, `f`32, `d` f64.
+            pub fn kinds(self) -> &'static str {
+                match self { $($(Self::$kernel => $kinds,)*)* }
+            }
+
+            /// Index of the file that holds it.
+            pub(crate) fn file(self) -> usize {
+                let file = match self { $($(Self::$kernel => $file,)*)* };
+                IMAGES.iter().position(|(name, _)| *name == file).unwrap_or(0)
+            }
+        }
+
+        /// Each file's machine code for sm_90a.
+        #[cfg(feature = "cuda")]
+        pub(crate) const IMAGES: &[(&str, &[u8])] =
+            &[$(($file, include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".cubin"))),)*];
+        /// Without the feature there is none.
+        #[cfg(not(feature = "cuda"))]
+        pub(crate) const IMAGES: &[(&str, &[u8])] = &[$(($file, &[]),)*];
+    };
+}
+
+kernels! {
+    "attention" {
+        Attend16 "attend_16" "pppppppppppuuuuuuf",
+        Attend64 "attend_64" "pppppppppppuuuuuuf",
+        Attend128 "attend_128" "pppppppppppuuuuuuf",
+        Attend16One "attend_16_one" "pppppppppppuuuuuuf",
+        Attend64One "attend_64_one" "pppppppppppuuuuuuf",
+        Attend128One "attend_128_one" "pppppppppppuuuuuuf",
+        AttendCombine "attend_combine" "ppppuuu",
+    }
+    "cores" {
+        CoreDown "core_down" "pppplluu",
+        CoreUp "core_up" "ppppplluu",
+        CoreDense "core_dense" "ppppplluu",
+    }
+    "factor" {
+        Symmetric "symmetric" "pppu",
+        Widen "widen" "ppl",
+        CopyBlock "copy_block" "ppuuull",
+        ShiftDiagonal "shift_diagonal" "pud",
+        FactorBlock "factor_block" "pppuuu",
+        Eigen "eigen" "ppppuu",
+        EmitLowRank "emit_low_rank" "pppppuuuulldu",
+        EmitDense "emit_dense" "ppuull",
+    }
+    "norm" {
+        RmsNorm "rms_norm" "pppuf",
+        AddRmsNorm "add_rms_norm" "ppppuf",
+        HeadNorm "head_norm" "ppuuuf",
+    }
+    "rows" {
+        GatherRows "gather_rows" "pppuu",
+        SiluMul "silu_mul" "ppu",
+        AddBias "add_bias" "ppu",
+        RopeAppend "rope_append" "pppppppuuuu",
+        Sample "sample" "ppppu",
+    }
+}

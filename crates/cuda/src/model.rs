@@ -1,0 +1,841 @@
+//! A decoder on the device: one forward for prefill, ingest and decode, and a graph of it for each size of a decode batch.
+//!
+//! The forward is `lm`'s, in bf16 with f32 sums, and is held against it by tests; it is a function of its own because a graph can hold
+//! only what neither allocates nor waits. Which rows run is [`crate::Batch`]'s matter. Start at [`Model::forward`].
+
+use half::bf16;
+
+use crate::{
+    Batch, Buffer, Capacity, Device, Error, Form, GeneratorShape, Graph, Limits, Place, Shape,
+    Slots, Source, View,
+    error::fits,
+    ops::{self, Attention, Cache, Matrix, Parts, Product, Rotation, SiteCores},
+    weights::{Layer, SiteWeights, Weights},
+};
+
+/// eps of every rms in a generator.
+const EPS: f32 = 1e-6;
+
+/// Memory that a model is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Blocks of the cache.
+    pub cache_blocks: usize,
+    /// Tokens of a block.
+    pub block_size: usize,
+    /// Most rows of a step.
+    pub rows: usize,
+    /// Most rows of a step whose logits are wanted.
+    pub logits: usize,
+    /// Slots for cores.
+    pub slots: usize,
+    /// Most parts that a decode batch splits keys into, summed over its rows.
+    pub parts: usize,
+}
+
+/// A decoder with its generator, cache, slots and the memory of a step.
+pub struct Model {
+    device: Device,
+    shape: Shape,
+    generator: Option<GeneratorShape>,
+    memory: Memory,
+    weights: Weights,
+    cos: Buffer<f32>,
+    sin: Buffer<f32>,
+    /// Per layer k and v, [blocks block_size, Hkv Dh] each.
+    cache: Vec<[Buffer<bf16>; 2]>,
+    slots: Option<Slots>,
+    work: Work,
+}
+
+/// Activations of a step, [rows, ..] each.
+struct Work {
+    h: Buffer<bf16>,
+    x: Buffer<bf16>,
+    y: Buffer<bf16>,
+    qkv: Buffer<bf16>,
+    heads: Buffer<bf16>,
+    gate_up: Buffer<bf16>,
+    middle: Buffer<bf16>,
+    wanted: Buffer<bf16>,
+    /// [logits, V]
+    logits: Buffer<f32>,
+    /// `[logits]`
+    drawn: Buffer<u32>,
+    /// [parts, H, Dh], [parts, H, 2]
+    sums: Buffer<f32>,
+    extents: Buffer<f32>,
+    site: Option<SiteWork>,
+}
+
+/// What sites need beside that.
+struct SiteWork {
+    /// A1 x, [rows, R1].
+    a: Buffer<bf16>,
+    /// [rows, q]
+    b: Buffer<f32>,
+    /// [rows, R2]
+    c: Buffer<bf16>,
+    /// Normed residual, [rows, D].
+    n: Buffer<bf16>,
+    /// Normed embedding of each row's successor, [rows, D].
+    next: Buffer<bf16>,
+    /// Per place keys [rows, R1] of the published form, and values [rows, R2].
+    keys: Vec<Buffer<bf16>>,
+    values: Vec<Buffer<bf16>>,
+}
+
+/// A session's sums on the device: per site S [R1, R2] and, in the associative form, G [R1, R1], layer after layer, f32.
+pub struct Sums {
+    /// [sites, R1, R2]
+    pub s: Buffer<f32>,
+    /// [sites, R1, R1]
+    pub g: Option<Buffer<f32>>,
+}
+
+/// Rows of a batch that write: `len` from `first` on.
+pub struct Write<'a> {
+    /// First row.
+    pub first: usize,
+    /// Rows.
+    pub len: usize,
+    /// Where to.
+    pub sums: &'a Sums,
+}
+
+impl Model {
+    /// Loads weights and takes all memory that steps will need.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] and [`Error::Shape`] for what has no form here; [`Error::File`]; [`Error::Call`] without enough memory.
+    pub fn load(
+        device: &Device,
+        shape: Shape,
+        source: &Source,
+        generator: Option<(GeneratorShape, &Source)>,
+        memory: Memory,
+    ) -> Result<Self, Error> {
+        shape.check()?;
+        if let Some((generator, _)) = &generator {
+            generator.check()?;
+        }
+        let Memory {
+            cache_blocks,
+            block_size,
+            rows,
+            logits,
+            slots,
+            parts,
+        } = memory;
+        fits(
+            cache_blocks > 0
+                && block_size > 0
+                && rows > 0
+                && cache_blocks
+                    .checked_mul(block_size)
+                    .is_some_and(|n| n < u32::MAX as usize),
+            || format!("{memory:?}"),
+        )?;
+        let weights = Weights::load(
+            device,
+            &shape,
+            source,
+            generator
+                .as_ref()
+                .map(|(generator, source)| (generator, *source)),
+        )?;
+        let angle = |position: usize| {
+            shape
+                .frequencies
+                .iter()
+                .map(move |frequency| position as f64 * frequency)
+        };
+        let table = |of: fn(f64) -> f64| -> Vec<f32> {
+            (0..shape.positions)
+                .flat_map(angle)
+                .map(|angle| of(angle) as f32)
+                .collect()
+        };
+        let heads = shape.heads;
+        let width = cache_blocks * block_size * heads.keys * heads.dim;
+        let generator = generator.map(|(generator, _)| generator);
+        let site = match &generator {
+            None => None,
+            Some(GeneratorShape {
+                r1,
+                r2,
+                rank,
+                places,
+                ..
+            }) => Some(SiteWork {
+                a: device.zeros(rows * r1)?,
+                b: device.zeros(rows * (*rank).max(1))?,
+                c: device.zeros(rows * r2)?,
+                n: device.zeros(rows * shape.hidden)?,
+                next: device.zeros(rows * shape.hidden)?,
+                keys: places
+                    .iter()
+                    .map(|_| device.zeros(rows * r1))
+                    .collect::<Result<_, _>>()?,
+                values: places
+                    .iter()
+                    .map(|_| device.zeros(rows * r2))
+                    .collect::<Result<_, _>>()?,
+            }),
+        };
+        let queries = heads.queries * heads.dim;
+        let parts = parts.max(1) * heads.queries;
+        let work = Work {
+            h: device.zeros(rows * shape.hidden)?,
+            x: device.zeros(rows * shape.hidden)?,
+            y: device.zeros(rows * shape.hidden)?,
+            qkv: device.zeros(rows * heads.stride())?,
+            heads: device.zeros(rows * queries)?,
+            gate_up: device.zeros(rows * 2 * shape.intermediate)?,
+            middle: device.zeros(rows * shape.intermediate)?,
+            wanted: device.zeros(logits.max(1) * shape.hidden)?,
+            logits: device.zeros(logits.max(1) * shape.vocab)?,
+            drawn: device.zeros(logits.max(1))?,
+            sums: device.zeros(parts * heads.dim)?,
+            extents: device.zeros(parts * 2)?,
+            site,
+        };
+        Ok(Self {
+            device: device.clone(),
+            memory,
+            cos: device.upload(&table(f64::cos))?,
+            sin: device.upload(&table(f64::sin))?,
+            cache: (0..shape.layers)
+                .map(|_| Ok([device.zeros(width)?, device.zeros(width)?]))
+                .collect::<Result<_, Error>>()?,
+            slots: generator
+                .as_ref()
+                .map(|generator| {
+                    Slots::new(device, slots.max(1), generator.core_size(shape.layers))
+                })
+                .transpose()?,
+            weights,
+            work,
+            generator,
+            shape,
+        })
+    }
+
+    /// What batches are checked against.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            vocab: self.shape.vocab,
+            positions: self.shape.positions,
+            cache_blocks: self.memory.cache_blocks,
+            block_size: self.memory.block_size,
+            slots: self.slots.as_ref().map_or(0, Slots::count),
+            heads: self.shape.heads,
+            scale: self
+                .generator
+                .as_ref()
+                .map_or(0.0, |generator| generator.scale),
+        }
+    }
+
+    /// Slots for cores, where there is a generator.
+    pub fn slots(&self) -> Option<&Slots> {
+        self.slots.as_ref()
+    }
+
+    /// The same, to bring cores in.
+    pub fn slots_mut(&mut self) -> Option<&mut Slots> {
+        self.slots.as_mut()
+    }
+
+    /// Empty sums for one session.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without a generator; [`Error::Call`].
+    pub fn new_sums(&self) -> Result<Sums, Error> {
+        let Some(GeneratorShape {
+            r1,
+            r2,
+            form,
+            places,
+            ..
+        }) = &self.generator
+        else {
+            return Err(Error::Unsupported {
+                what: "sums without a generator".into(),
+            });
+        };
+        let sites = self.shape.layers * places.len();
+        let g = *form == Form::Associative;
+        Ok(Sums {
+            s: self.device.zeros(sites * r1 * r2)?,
+            g: g.then(|| self.device.zeros(sites * r1 * r1)).transpose()?,
+        })
+    }
+
+    /// Takes a batch through the model. What `writes` names is added to sums on the way; tokens are drawn of the wanted rows' logits.
+    /// Waits for nothing and allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more rows than there is memory for, or writes beyond the batch; [`Error::Call`].
+    pub fn forward(&self, batch: &Batch, writes: &[Write<'_>]) -> Result<(), Error> {
+        self.pass(batch, writes, batch.any_core)
+    }
+
+    fn pass(&self, batch: &Batch, writes: &[Write<'_>], adapted: bool) -> Result<(), Error> {
+        let (rows, d, device) = (batch.rows, self.shape.hidden, &self.device);
+        fits(
+            rows > 0 && rows <= self.memory.rows && batch.wanted <= self.memory.logits,
+            || format!("{rows} rows, {} logits of {:?}", batch.wanted, self.memory),
+        )?;
+        fits(
+            batch.splits() == 1 || rows * batch.splits() <= self.memory.parts,
+            || {
+                format!(
+                    "{rows} rows in {} parts of {:?}",
+                    batch.splits(),
+                    self.memory
+                )
+            },
+        )?;
+        fits(
+            writes.iter().all(|write| {
+                write
+                    .first
+                    .checked_add(write.len)
+                    .is_some_and(|end| end <= rows)
+            }),
+            || "writes beyond the batch".into(),
+        )?;
+        fits(writes.is_empty() || self.generator.is_some(), || {
+            "writes without a generator".into()
+        })?;
+        let work = &self.work;
+        ops::gather_rows(
+            device,
+            work.h.view(),
+            self.weights.embedding.view(),
+            batch.tokens()?,
+            rows,
+            d,
+        )?;
+        if let (Some(site), false) = (&work.site, writes.is_empty()) {
+            ops::gather_rows(
+                device,
+                site.n.view(),
+                self.weights.embedding.view(),
+                batch.next()?,
+                rows,
+                d,
+            )?;
+            ops::rms_norm(device, site.next.view(), site.n.view(), None, rows, d, EPS)?;
+        }
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            let gain = layer.input_norm.view();
+            if index == 0 {
+                ops::rms_norm(
+                    device,
+                    work.x.view(),
+                    work.h.view(),
+                    Some(gain),
+                    rows,
+                    d,
+                    self.shape.eps,
+                )?;
+            } else {
+                ops::add_rms_norm(
+                    device,
+                    work.x.view(),
+                    work.h.view(),
+                    work.y.view(),
+                    gain,
+                    rows,
+                    d,
+                    self.shape.eps,
+                )?;
+            }
+            if !self.layer(index, layer, batch, writes, adapted)? {
+                return Ok(());
+            }
+        }
+        ops::add_rms_norm(
+            device,
+            work.x.view(),
+            work.h.view(),
+            work.y.view(),
+            self.weights.final_norm.view(),
+            rows,
+            d,
+            self.shape.eps,
+        )?;
+        ops::gather_rows(
+            device,
+            work.wanted.view(),
+            work.x.view(),
+            batch.wanted_rows()?,
+            batch.wanted,
+            d,
+        )?;
+        let (wanted, vocab) = (batch.wanted, self.shape.vocab);
+        let head = self
+            .weights
+            .head
+            .as_ref()
+            .unwrap_or(&self.weights.embedding);
+        let logits = Matrix::dense(work.logits.view(), vocab);
+        ops::multiply(
+            device,
+            &Product::linear(wanted, vocab, d),
+            Matrix::dense(work.wanted.view(), d),
+            Matrix::dense(head.view(), d),
+            logits,
+        )?;
+        ops::sample(
+            device,
+            work.drawn.view(),
+            work.logits.view(),
+            batch.temperatures()?,
+            batch.seeds()?,
+            wanted,
+            vocab,
+        )
+    }
+
+    /// y [T, out] = x [T, in] Wᵀ.
+    fn linear(
+        &self,
+        y: View<'_, bf16>,
+        x: View<'_, bf16>,
+        w: &Buffer<bf16>,
+        rows: usize,
+        out: usize,
+        features: usize,
+    ) -> Result<(), Error> {
+        let product = Product::linear(rows, out, features);
+        ops::multiply(
+            &self.device,
+            &product,
+            Matrix::dense(x, features),
+            Matrix::dense(w.view(), features),
+            Matrix::dense(y, out),
+        )
+    }
+
+    /// A layer: `h` holds the residual that enters it and `x` its norm; leaves what is to be added to `h` in `y`. Whether anything behind it
+    /// is wanted.
+    fn layer(
+        &self,
+        index: usize,
+        layer: &Layer,
+        batch: &Batch,
+        writes: &[Write<'_>],
+        adapted: bool,
+    ) -> Result<bool, Error> {
+        let (device, work, rows) = (&self.device, &self.work, batch.rows);
+        let Shape {
+            hidden: d,
+            intermediate: f,
+            heads,
+            eps,
+            ..
+        } = self.shape;
+        let (queries, stride) = (heads.queries * heads.dim, heads.stride());
+        if !writes.is_empty() {
+            self.values_of(layer, rows)?;
+        }
+        self.linear(work.qkv.view(), work.x.view(), &layer.qkv, rows, stride, d)?;
+        if let Some(bias) = &layer.qkv_bias {
+            ops::add_bias(device, work.qkv.view(), bias.view(), rows, stride)?;
+        }
+        if let Some([q, k]) = &layer.head_norms {
+            ops::head_norm(
+                device,
+                work.qkv.view(),
+                q.view(),
+                rows,
+                0,
+                heads.queries,
+                heads.dim,
+                stride,
+                eps,
+            )?;
+            ops::head_norm(
+                device,
+                work.qkv.view(),
+                k.view(),
+                rows,
+                heads.queries,
+                heads.keys,
+                heads.dim,
+                stride,
+                eps,
+            )?;
+        }
+        let cache = Cache {
+            k: self.cache[index][0].view(),
+            v: self.cache[index][1].view(),
+        };
+        let rotation = Rotation {
+            cos: self.cos.view(),
+            sin: self.sin.view(),
+        };
+        ops::rope_append(
+            device,
+            work.qkv.view(),
+            cache,
+            rotation,
+            batch.positions()?,
+            batch.cache_slots()?,
+            rows,
+            heads,
+        )?;
+        let attention = Attention {
+            heads,
+            block_size: self.memory.block_size,
+            window: self.shape.window,
+            splits: batch.splits(),
+        };
+        let parts = Parts {
+            sums: work.sums.view(),
+            extents: work.extents.view(),
+        };
+        ops::attend(
+            device,
+            work.heads.view(),
+            Some(parts),
+            work.qkv.view(),
+            cache,
+            &batch.ragged()?,
+            &attention,
+            rows,
+        )?;
+
+        // A batch that only writes ends behind its last site.
+        let ends_at = |place: Place| {
+            batch.wanted == 0
+                && index + 1 == self.shape.layers
+                && self
+                    .generator
+                    .as_ref()
+                    .is_none_or(|g| g.places.last() == Some(&place))
+        };
+        self.site(
+            index,
+            layer,
+            Place::Output,
+            work.heads.view(),
+            queries,
+            batch,
+            writes,
+            adapted,
+        )?;
+        if ends_at(Place::Output) {
+            return Ok(false);
+        }
+        self.linear(
+            work.y.view(),
+            work.heads.view(),
+            &layer.output,
+            rows,
+            d,
+            queries,
+        )?;
+        self.add_delta(layer, Place::Output, rows, adapted)?;
+        ops::add_rms_norm(
+            device,
+            work.x.view(),
+            work.h.view(),
+            work.y.view(),
+            layer.post_norm.view(),
+            rows,
+            d,
+            eps,
+        )?;
+        self.linear(
+            work.gate_up.view(),
+            work.x.view(),
+            &layer.gate_up,
+            rows,
+            2 * f,
+            d,
+        )?;
+        ops::silu_mul(device, work.middle.view(), work.gate_up.view(), rows, f)?;
+        self.site(
+            index,
+            layer,
+            Place::Down,
+            work.middle.view(),
+            f,
+            batch,
+            writes,
+            adapted,
+        )?;
+        if ends_at(Place::Down) {
+            return Ok(false);
+        }
+        self.linear(work.y.view(), work.middle.view(), &layer.down, rows, d, f)?;
+        self.add_delta(layer, Place::Down, rows, adapted)?;
+        Ok(true)
+    }
+
+    /// Where a place is among the generator's.
+    fn place(&self, place: Place) -> Option<(&GeneratorShape, usize)> {
+        let generator = self.generator.as_ref()?;
+        Some((
+            generator,
+            generator.places.iter().position(|other| *other == place)?,
+        ))
+    }
+
+    /// What the residual that enters a layer gives to its sites: values, and keys in the published form.
+    fn values_of(&self, layer: &Layer, rows: usize) -> Result<(), Error> {
+        let (Some(generator), Some(work)) = (&self.generator, &self.work.site) else {
+            return Ok(());
+        };
+        let (d, r1, r2) = (self.shape.hidden, generator.r1, generator.r2);
+        for (
+            index,
+            SiteWeights {
+                gain, hidden, a3, ..
+            },
+        ) in layer.sites.iter().enumerate()
+        {
+            let (keys, values) = (work.keys[index].view(), work.values[index].view());
+            ops::rms_norm(
+                &self.device,
+                work.n.view(),
+                self.work.h.view(),
+                Some(gain.view()),
+                rows,
+                d,
+                EPS,
+            )?;
+            match generator.form {
+                Form::Published => {
+                    self.linear(keys, work.n.view(), hidden, rows, r1, d)?;
+                    self.linear(values, work.n.view(), a3, rows, r2, d)?;
+                }
+                Form::Associative => {
+                    self.linear(values, work.n.view(), hidden, rows, r2, d)?;
+                    let more = Product::linear(rows, r2, d).scaled(1.0, 1.0);
+                    ops::multiply(
+                        &self.device,
+                        &more,
+                        Matrix::dense(work.next.view(), d),
+                        Matrix::dense(a3.view(), d),
+                        Matrix::dense(values, r2),
+                    )?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// At a site, x [T, in]: what rows write, and c [T, R2] of the rows' cores.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a place in a layer and what runs there"
+    )]
+    fn site(
+        &self,
+        index: usize,
+        layer: &Layer,
+        place: Place,
+        x: View<'_, bf16>,
+        features: usize,
+        batch: &Batch,
+        writes: &[Write<'_>],
+        adapted: bool,
+    ) -> Result<(), Error> {
+        let (Some((generator, at)), Some(work)) = (self.place(place), &self.work.site) else {
+            return Ok(());
+        };
+        let keyed = !writes.is_empty() && generator.form == Form::Associative;
+        let (rows, r1, r2) = (batch.rows, generator.r1, generator.r2);
+        if adapted || keyed {
+            self.linear(work.a.view(), x, &layer.sites[at].a1, rows, r1, features)?;
+        }
+        let site = index * generator.places.len() + at;
+        let keys = if keyed {
+            work.a.view()
+        } else {
+            work.keys[at].view()
+        };
+        for write in writes.iter().filter(|write| write.len > 0) {
+            let k = Matrix::dense(keys.part(write.first * r1, write.len * r1)?, r1);
+            let v = Matrix::dense(
+                work.values[at]
+                    .view()
+                    .part(write.first * r2, write.len * r2)?,
+                r2,
+            );
+            let outer = Product {
+                a_transposed: true,
+                b_transposed: false,
+                m: r1,
+                n: r2,
+                k: write.len,
+                alpha: 1.0,
+                beta: 1.0,
+                batch: 1,
+            };
+            ops::multiply(
+                &self.device,
+                &outer,
+                k,
+                v,
+                Matrix::dense(write.sums.s.view().part(site * r1 * r2, r1 * r2)?, r2),
+            )?;
+            if let Some(g) = &write.sums.g {
+                let outer = Product { n: r1, ..outer };
+                ops::multiply(
+                    &self.device,
+                    &outer,
+                    k,
+                    k,
+                    Matrix::dense(g.view().part(site * r1 * r1, r1 * r1)?, r1),
+                )?;
+            }
+        }
+        if let (true, Some(slots)) = (adapted, &self.slots) {
+            let cores = SiteCores {
+                arena: slots.arena(),
+                slot_size: slots.size(),
+                offset: site * generator.site_size(),
+                r1,
+                r2,
+                rank: generator.rank,
+            };
+            ops::apply_cores(
+                &self.device,
+                work.c.view(),
+                work.b.view(),
+                work.a.view(),
+                &cores,
+                batch.slots()?,
+                batch.scales()?,
+                rows,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// y [T, D] += c Bᵀ of a site, if there is one.
+    fn add_delta(
+        &self,
+        layer: &Layer,
+        place: Place,
+        rows: usize,
+        adapted: bool,
+    ) -> Result<(), Error> {
+        let (Some((generator, at)), Some(work), true) =
+            (self.place(place), &self.work.site, adapted)
+        else {
+            return Ok(());
+        };
+        let (d, r2) = (self.shape.hidden, generator.r2);
+        let more = Product::linear(rows, d, r2).scaled(1.0, 1.0);
+        let (c, b) = (
+            Matrix::dense(work.c.view(), r2),
+            Matrix::dense(layer.sites[at].b.view(), r2),
+        );
+        ops::multiply(
+            &self.device,
+            &more,
+            c,
+            b,
+            Matrix::dense(self.work.y.view(), d),
+        )
+    }
+
+    /// The tokens that the last forward of a batch drew, in the order of its wanted rows. Waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Call`] if something before failed.
+    pub fn drawn(&self, batch: &Batch) -> Result<Vec<u32>, Error> {
+        self.work
+            .drawn
+            .view()
+            .part(0, batch.wanted)?
+            .read(&self.device)
+    }
+
+    /// The logits [wanted, V] of the last forward of a batch. Waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Call`] if something before failed.
+    pub fn logits(&self, batch: &Batch) -> Result<Vec<f32>, Error> {
+        self.work
+            .logits
+            .view()
+            .part(0, batch.wanted * self.shape.vocab)?
+            .read(&self.device)
+    }
+}
+
+/// Decode batches of one size: their rows, and two graphs of the forward, for batches with cores and without.
+pub struct Bucket {
+    /// To be filled before a step.
+    pub batch: Batch,
+    bare: Graph,
+    adapted: Option<Graph>,
+}
+
+/// Into how many parts a decode batch of `rows` splits keys: enough blocks for about six on each multiprocessor.
+pub fn splits_for(rows: usize, kv_heads: usize, multiprocessors: usize) -> usize {
+    (6 * multiprocessors)
+        .div_ceil(rows.max(1) * kv_heads.max(1))
+        .clamp(2, 32)
+}
+
+impl Bucket {
+    /// Captures the forward of `rows` rows with up to `blocks` blocks each.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more rows than the model has memory for; [`Error::Call`].
+    pub fn capture(
+        model: &Model,
+        rows: usize,
+        blocks: usize,
+        multiprocessors: usize,
+    ) -> Result<Self, Error> {
+        let splits = splits_for(rows, model.shape.heads.keys, multiprocessors)
+            .min(model.memory.parts / rows.max(1));
+        fits(splits >= 2, || format!("{rows} rows of {:?}", model.memory))?;
+        let device = &model.device;
+        let mut batch = Batch::new(
+            device,
+            Capacity {
+                rows,
+                sequences: rows,
+                blocks,
+                splits,
+            },
+            model.shape.heads,
+        )?;
+        batch.fill(device, &[], &model.limits())?;
+        let graph = |adapted: bool| {
+            // Once before: what cuBLAS loads and chooses at its first call cannot be captured.
+            model.pass(&batch, &[], adapted)?;
+            device.synchronize()?;
+            device.capture(|| model.pass(&batch, &[], adapted))
+        };
+        let bare = graph(false)?;
+        let adapted = model.generator.is_some().then(|| graph(true)).transpose()?;
+        Ok(Self {
+            batch,
+            bare,
+            adapted,
+        })
+    }
+
+    /// Runs what the batch was filled with.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub fn launch(&self) -> Result<(), Error> {
+        match &self.adapted {
+            Some(graph) if self.batch.any_core => graph.launch(),
+            _ => self.bare.launch(),
+        }
+    }
+}

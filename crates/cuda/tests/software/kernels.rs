@@ -1,0 +1,731 @@
+//! Each kernel against its twin, at sizes of tests and at a row or two of the real shapes; each twin against the CPU's own operation.
+
+use candle_core::{DType, Tensor};
+use cuda::{
+    Kernel,
+    ops::{self, Attention, Cache, Heads, Parts, Product, Rotation, Sequences, SiteCores},
+    twin,
+};
+use half::bf16;
+use testkit::{Random, relative_error_of, values};
+
+use crate::{error, noise, with_device};
+
+/// A difference of the last bit of bf16, in the worst case of all elements.
+const LAST_BIT: f64 = 4e-3;
+
+#[test]
+fn every_kernel_takes_what_it_is_declared_to_take() {
+    with_device(|device| {
+        for kernel in Kernel::ALL {
+            assert_eq!(
+                device.declared_kinds(*kernel).unwrap(),
+                kernel.kinds(),
+                "{}",
+                kernel.name()
+            );
+        }
+    });
+}
+
+#[test]
+fn norms_are_those_of_their_twins() {
+    with_device(|device| {
+        let mut random = Random::new(1);
+        for (rows, d) in [(1, 8), (3, 576), (2, 4096), (5, 2056)] {
+            let [x, y, gain] = [rows * d, rows * d, d].map(|len| noise(&mut random, len, 2.0));
+            let [x_at, y_at, gain_at] =
+                [&x, &y, &gain].map(|values| device.upload(values).unwrap());
+            let out = device.alloc::<bf16>(rows * d).unwrap();
+            ops::rms_norm(
+                device,
+                out.view(),
+                x_at.view(),
+                Some(gain_at.view()),
+                rows,
+                d,
+                1e-5,
+            )
+            .unwrap();
+            assert!(
+                error(
+                    &out.read().unwrap(),
+                    &twin::rms_norm(&x, Some(&gain), d, 1e-5)
+                ) < LAST_BIT
+            );
+            ops::rms_norm(device, out.view(), x_at.view(), None, rows, d, 1e-6).unwrap();
+            assert!(error(&out.read().unwrap(), &twin::rms_norm(&x, None, d, 1e-6)) < LAST_BIT);
+            ops::add_rms_norm(
+                device,
+                out.view(),
+                x_at.view(),
+                y_at.view(),
+                gain_at.view(),
+                rows,
+                d,
+                1e-5,
+            )
+            .unwrap();
+            let mut h = x.clone();
+            let want = twin::add_rms_norm(&mut h, &y, &gain, d, 1e-5);
+            assert!(error(&out.read().unwrap(), &want) < LAST_BIT);
+            assert_eq!(x_at.read().unwrap(), h);
+        }
+    });
+}
+
+#[test]
+fn heads_are_normed_where_they_lie() {
+    with_device(|device| {
+        let (rows, dh, stride) = (3, 16, 7 * 16);
+        let mut random = Random::new(2);
+        let (mut x, gain) = (
+            noise(&mut random, rows * stride, 1.0),
+            noise(&mut random, dh, 1.0),
+        );
+        let (x_at, gain_at) = (device.upload(&x).unwrap(), device.upload(&gain).unwrap());
+        ops::head_norm(
+            device,
+            x_at.view(),
+            gain_at.view(),
+            rows,
+            2,
+            4,
+            dh,
+            stride,
+            1e-6,
+        )
+        .unwrap();
+        twin::head_norm(&mut x, &gain, 2, 4, stride, 1e-6);
+        assert!(error(&x_at.read().unwrap(), &x) < LAST_BIT);
+    });
+}
+
+#[test]
+fn rows_are_gathered_gated_and_shifted_as_by_their_twins() {
+    with_device(|device| {
+        let mut random = Random::new(3);
+        let (d, f) = (24, 14_336);
+        let table = noise(&mut random, 7 * d, 1.0);
+        let index = [6, 0, 7, 3, u32::MAX];
+        let (table_at, index_at) = (
+            device.upload(&table).unwrap(),
+            device.upload(&index).unwrap(),
+        );
+        let out = device.alloc(index.len() * d).unwrap();
+        ops::gather_rows(
+            device,
+            out.view(),
+            table_at.view(),
+            index_at.view(),
+            index.len(),
+            d,
+        )
+        .unwrap();
+        assert_eq!(out.read().unwrap(), twin::gather_rows(&table, &index, d));
+
+        let gate_up = noise(&mut random, 2 * 2 * f, 3.0);
+        let (gate_up_at, m) = (
+            device.upload(&gate_up).unwrap(),
+            device.alloc(2 * f).unwrap(),
+        );
+        ops::silu_mul(device, m.view(), gate_up_at.view(), 2, f).unwrap();
+        assert!(error(&m.read().unwrap(), &twin::silu_mul(&gate_up, f)) < LAST_BIT);
+
+        let (mut x, bias) = (noise(&mut random, 5 * 33, 1.0), noise(&mut random, 33, 1.0));
+        let (x_at, bias_at) = (device.upload(&x).unwrap(), device.upload(&bias).unwrap());
+        ops::add_bias(device, x_at.view(), bias_at.view(), 5, 33).unwrap();
+        twin::add_bias(&mut x, &bias);
+        assert_eq!(x_at.read().unwrap(), x);
+    });
+}
+
+fn tables(dh: usize, max: usize) -> (Vec<f32>, Vec<f32>) {
+    let angles = (0..max * dh / 2)
+        .map(|i| (i / (dh / 2)) as f32 / 10_000f32.powf((i % (dh / 2)) as f32 * 2.0 / dh as f32));
+    angles.map(|angle| (angle.cos(), angle.sin())).unzip()
+}
+
+#[test]
+fn heads_are_rotated_and_appended_to_the_cache() {
+    with_device(|device| {
+        let mut random = Random::new(4);
+        for heads in [
+            Heads {
+                queries: 4,
+                keys: 2,
+                dim: 16,
+            },
+            Heads {
+                queries: 32,
+                keys: 8,
+                dim: 128,
+            },
+        ] {
+            let (slots, rows) = (12, 4);
+            let (cos, sin) = tables(heads.dim, 40);
+            let mut qkv = noise(&mut random, rows * heads.stride(), 1.0);
+            let [mut k, mut v] =
+                [(); 2].map(|()| noise(&mut random, slots * heads.keys * heads.dim, 1.0));
+            let (positions, cache_slots) = ([0, 39, 7, 5], [3, 11, u32::MAX, 0]);
+            let [qkv_at, k_at, v_at] = [&qkv, &k, &v].map(|values| device.upload(values).unwrap());
+            let [cos_at, sin_at] = [&cos, &sin].map(|values| device.upload(values).unwrap());
+            let [positions_at, slots_at] =
+                [&positions, &cache_slots].map(|values| device.upload(values).unwrap());
+            let cache = Cache {
+                k: k_at.view(),
+                v: v_at.view(),
+            };
+            let rotation = Rotation {
+                cos: cos_at.view(),
+                sin: sin_at.view(),
+            };
+            ops::rope_append(
+                device,
+                qkv_at.view(),
+                cache,
+                rotation,
+                positions_at.view(),
+                slots_at.view(),
+                rows,
+                heads,
+            )
+            .unwrap();
+            twin::rope_append(
+                &mut qkv,
+                &mut k,
+                &mut v,
+                &cos,
+                &sin,
+                &positions,
+                &cache_slots,
+                heads,
+            );
+            for (got, want) in [(qkv_at, &qkv), (k_at, &k), (v_at, &v)] {
+                assert!(error(&got.read().unwrap(), want) < 1e-4);
+            }
+        }
+    });
+}
+
+/// Attention of ragged sequences on the device, with a cache of noise, and by the twin.
+fn attend(
+    seed: u64,
+    heads: Heads,
+    sequences: &[(usize, usize)],
+    block_size: usize,
+    window: usize,
+    splits: usize,
+) -> f64 {
+    let mut random = Random::new(seed);
+    let rows: usize = sequences
+        .iter()
+        .map(|(length, _)| (*length).max(usize::from(splits > 1)))
+        .sum();
+    let max_blocks = sequences
+        .iter()
+        .map(|(length, position)| (length + position).div_ceil(block_size))
+        .max()
+        .unwrap()
+        .max(1);
+    let blocks = sequences.len() * max_blocks;
+    let attention = Attention {
+        heads,
+        block_size,
+        window,
+        splits,
+    };
+    let qkv = noise(&mut random, rows * heads.stride(), 1.0);
+    let [k, v] = [(); 2].map(|()| {
+        noise(
+            &mut random,
+            blocks * block_size * heads.keys * heads.dim,
+            1.0,
+        )
+    });
+    // Blocks in an order that no sequence would have by chance.
+    let table: Vec<u32> = (0..blocks).map(|i| (blocks - 1 - i) as u32).collect();
+    let mut start = 0;
+    let described: Vec<_> = sequences
+        .iter()
+        .zip(table.chunks(max_blocks))
+        .map(|(&(length, position), blocks)| {
+            let sequence = twin::Sequence {
+                start,
+                length,
+                position,
+                blocks: blocks.to_vec(),
+            };
+            start += length.max(usize::from(splits > 1));
+            sequence
+        })
+        .collect();
+    let want = twin::attend(&qkv, &k, &v, &described, &attention);
+
+    let mut found = f64::INFINITY;
+    with_device(|device| {
+        let tile = ops::queries_of_tile(heads, splits);
+        let tiles: Vec<u32> = described
+            .iter()
+            .enumerate()
+            .flat_map(|(index, sequence)| {
+                (0..sequence.length.div_ceil(tile).max(1))
+                    .flat_map(move |i| [index as u32, (i * tile) as u32])
+            })
+            .collect();
+        let numbers = |of: &dyn Fn(&twin::Sequence) -> usize| {
+            let values: Vec<u32> = described
+                .iter()
+                .map(|sequence| of(sequence) as u32)
+                .collect();
+            device.upload(&values).unwrap()
+        };
+        let [starts, lengths, positions] = [
+            numbers(&|s| s.start),
+            numbers(&|s| s.length),
+            numbers(&|s| s.position),
+        ];
+        let (tiles_at, table_at) = (
+            device.upload(&tiles).unwrap(),
+            device.upload(&table).unwrap(),
+        );
+        let [qkv_at, k_at, v_at] = [&qkv, &k, &v].map(|values| device.upload(values).unwrap());
+        let out = device
+            .zeros::<bf16>(rows * heads.queries * heads.dim)
+            .unwrap();
+        let sums = device
+            .alloc(rows * heads.queries * splits * heads.dim)
+            .unwrap();
+        let extents = device.alloc(rows * heads.queries * splits * 2).unwrap();
+        let on_device = Sequences {
+            tiles: tiles_at.view(),
+            starts: starts.view(),
+            lengths: lengths.view(),
+            positions: positions.view(),
+            blocks: table_at.view(),
+            count: sequences.len(),
+            tile_count: tiles.len() / 2,
+        };
+        let cache = Cache {
+            k: k_at.view(),
+            v: v_at.view(),
+        };
+        let parts = Parts {
+            sums: sums.view(),
+            extents: extents.view(),
+        };
+        ops::attend(
+            device,
+            out.view(),
+            Some(parts),
+            qkv_at.view(),
+            cache,
+            &on_device,
+            &attention,
+            rows,
+        )
+        .unwrap();
+        found = error(&out.read().unwrap(), &want);
+    });
+    found
+}
+
+#[test]
+fn chunks_of_prefill_attend_to_what_they_see() {
+    let tiny = Heads {
+        queries: 4,
+        keys: 2,
+        dim: 16,
+    };
+    for (seed, sequences) in [
+        (5, vec![(1, 0)]),
+        (6, vec![(40, 0), (3, 70), (33, 31)]),
+        (7, vec![(65, 1), (2, 0)]),
+    ] {
+        let found = attend(seed, tiny, &sequences, 16, 0, 1);
+        assert!(found < 6e-3, "{sequences:?}: {found}");
+    }
+    // Three query heads a KV head (SmolLM2), Mistral's heads, and a window that hides whole tiles of keys.
+    assert!(
+        attend(
+            8,
+            Heads {
+                queries: 9,
+                keys: 3,
+                dim: 64
+            },
+            &[(23, 10)],
+            16,
+            0,
+            1
+        ) < 6e-3
+    );
+    assert!(
+        attend(
+            9,
+            Heads {
+                queries: 8,
+                keys: 2,
+                dim: 128
+            },
+            &[(17, 50)],
+            32,
+            0,
+            1
+        ) < 6e-3
+    );
+    assert!(attend(10, tiny, &[(40, 100)], 8, 37, 1) < 6e-3);
+}
+
+#[test]
+fn decode_attends_the_same_however_its_keys_are_split() {
+    for splits in [2, 5] {
+        for (seed, heads) in [
+            (
+                11,
+                Heads {
+                    queries: 4,
+                    keys: 2,
+                    dim: 16,
+                },
+            ),
+            (
+                12,
+                Heads {
+                    queries: 8,
+                    keys: 2,
+                    dim: 128,
+                },
+            ),
+            (
+                13,
+                Heads {
+                    queries: 9,
+                    keys: 3,
+                    dim: 64,
+                },
+            ),
+        ] {
+            // Of no queries: a row that pads its bucket. Of position 0: splits that see no key.
+            let found = attend(
+                seed,
+                heads,
+                &[(1, 0), (1, 99), (0, 0), (1, 31)],
+                16,
+                0,
+                splits,
+            );
+            assert!(found < 6e-3, "{heads:?} in {splits}: {found}");
+        }
+    }
+    assert!(
+        attend(
+            14,
+            Heads {
+                queries: 4,
+                keys: 2,
+                dim: 16
+            },
+            &[(1, 150)],
+            16,
+            64,
+            3
+        ) < 6e-3
+    );
+}
+
+#[test]
+fn each_row_gets_the_core_of_its_slot() {
+    with_device(|device| {
+        let mut random = Random::new(15);
+        for (r1, r2, rank) in [(16, 24, 8), (1024, 1024, 128), (64, 32, 0), (8, 8, 136)] {
+            let (slots, rows, offset) = (3, 5, 32);
+            let size = SiteCores::size(r1, r2, rank) + offset + 8;
+            let (arena, a) = (
+                noise(&mut random, slots * size, 0.2),
+                noise(&mut random, rows * r1, 1.0),
+            );
+            let (chosen, scales) = ([2, -1, 0, 2, 1], [1.0, 1.0, 0.5, 2.0, 0.0]);
+            let (arena_at, a_at) = (device.upload(&arena).unwrap(), device.upload(&a).unwrap());
+            let (chosen_at, scales_at) = (
+                device.upload(&chosen).unwrap(),
+                device.upload(&scales).unwrap(),
+            );
+            let (b, c) = (
+                device.alloc(rows * rank.max(1)).unwrap(),
+                device.alloc(rows * r2).unwrap(),
+            );
+            let cores = SiteCores {
+                arena: arena_at.view(),
+                slot_size: size,
+                offset,
+                r1,
+                r2,
+                rank,
+            };
+            ops::apply_cores(
+                device,
+                c.view(),
+                b.view(),
+                a_at.view(),
+                &cores,
+                chosen_at.view(),
+                scales_at.view(),
+                rows,
+            )
+            .unwrap();
+            let shape = twin::CoreShape {
+                slot_size: size,
+                offset,
+                r1,
+                r2,
+                rank,
+            };
+            let want = twin::apply_cores(&a, &arena, &chosen, &scales, shape);
+            let got = c.read().unwrap();
+            assert!(error(&got, &want) < LAST_BIT, "{r1} {r2} {rank}");
+            assert!(
+                got[r2..2 * r2].iter().all(|x| *x == bf16::ZERO),
+                "a row without a core"
+            );
+        }
+    });
+}
+
+#[test]
+fn tokens_are_drawn_as_by_the_twin_and_from_the_softmax() {
+    with_device(|device| {
+        let mut random = Random::new(16);
+        let (rows, vocab) = (3, 1500);
+        let mut logits: Vec<f32> = (0..rows * vocab).map(|_| random.normal() as f32).collect();
+        logits[700] = 9.0;
+        logits[1400] = 9.0; // equal: the first is meant
+        let (temperatures, seeds) = ([0.0, 0.7, 1.0], [1, 2, 3]);
+        let draw = |logits: &[f32], temperatures: &[f32], seeds: &[u32], vocab: usize| {
+            let out = device.alloc(seeds.len()).unwrap();
+            let (l, t, s) = (
+                device.upload(logits).unwrap(),
+                device.upload(temperatures).unwrap(),
+                device.upload(seeds).unwrap(),
+            );
+            ops::sample(
+                device,
+                out.view(),
+                l.view(),
+                t.view(),
+                s.view(),
+                seeds.len(),
+                vocab,
+            )
+            .unwrap();
+            out.read().unwrap()
+        };
+        let got = draw(&logits, &temperatures, &seeds, vocab);
+        assert_eq!(got, twin::sample(&logits, &temperatures, &seeds, vocab));
+        assert_eq!(got[0], 700);
+
+        // Two tokens of odds 3 : 1.
+        let (draws, mut first) = (4000u32, 0);
+        for seed in 0..draws {
+            first += u32::from(twin::sample(&[3f32.ln(), 0.0], &[1.0], &[seed], 2)[0] == 0);
+        }
+        let share = f64::from(first) / f64::from(draws);
+        assert!((share - 0.75).abs() < 0.03, "{share}");
+    });
+}
+
+#[test]
+fn a_product_is_the_cpus() {
+    with_device(|device| {
+        let mut random = Random::new(17);
+        let (m, n, k) = (5, 7, 24);
+        let (x, w) = (
+            noise(&mut random, m * k, 1.0),
+            noise(&mut random, n * k, 1.0),
+        );
+        let (x_at, w_at, y) = (
+            device.upload(&x).unwrap(),
+            device.upload(&w).unwrap(),
+            device.alloc::<f32>(m * n).unwrap(),
+        );
+        let matrix = ops::Matrix::<bf16>::dense;
+        let wide_matrix = ops::Matrix::<f32>::dense;
+        let product = Product::linear(m, n, k);
+        ops::multiply(
+            device,
+            &product,
+            matrix(x_at.view(), k),
+            matrix(w_at.view(), k),
+            wide_matrix(y.view(), n),
+        )
+        .unwrap();
+        // S += Kᵀ V: the transposed one is A.
+        let s = device.upload(&vec![1.0f32; k * k]).unwrap();
+        let outer = Product {
+            a_transposed: true,
+            b_transposed: false,
+            m: k,
+            n: k,
+            k: m,
+            alpha: 1.0,
+            beta: 1.0,
+            batch: 1,
+        };
+        ops::multiply(
+            device,
+            &outer,
+            matrix(x_at.view(), k),
+            matrix(x_at.view(), k),
+            wide_matrix(s.view(), k),
+        )
+        .unwrap();
+        let tensor = |values: &[bf16], shape: (usize, usize)| {
+            Tensor::from_slice(values, shape, &candle_core::Device::Cpu)
+                .unwrap()
+                .to_dtype(DType::F32)
+                .unwrap()
+        };
+        let (x, w) = (tensor(&x, (m, k)), tensor(&w, (n, k)));
+        let want = x.matmul(&w.t().unwrap()).unwrap();
+        let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
+        assert!(relative_error_of(&wide(y.read().unwrap()), &values(&want)) < 1e-5);
+        let want = (x.t().unwrap().matmul(&x).unwrap() + 1.0).unwrap();
+        assert!(relative_error_of(&wide(s.read().unwrap()), &values(&want)) < 1e-5);
+        // What does not fit is refused, not computed.
+        let short = Product::linear(m + 1, n, k);
+        assert!(
+            ops::multiply(
+                device,
+                &short,
+                matrix(x_at.view(), k),
+                matrix(w_at.view(), k),
+                wide_matrix(y.view(), n)
+            )
+            .is_err()
+        );
+    });
+}
+
+#[test]
+fn the_twins_are_the_cpus_own_operations() {
+    let mut random = Random::new(18);
+    let cpu = |values: &[bf16], shape: &[usize]| {
+        Tensor::from_slice(values, shape, &candle_core::Device::Cpu)
+            .unwrap()
+            .to_dtype(DType::F32)
+            .unwrap()
+    };
+    let rounded = |got: &[bf16], want: &Tensor| {
+        let got: Vec<f64> = got.iter().map(|x| x.to_f64()).collect();
+        let found = relative_error_of(&got, &values(want));
+        assert!(found < LAST_BIT, "{found}");
+    };
+    let (rows, d) = (3, 64);
+    let (x, gain) = (
+        noise(&mut random, rows * d, 1.0),
+        noise(&mut random, d, 1.0),
+    );
+    let want = kernels::rms_norm(&cpu(&x, &[rows, d]), Some(&cpu(&gain, &[d])), 1e-5).unwrap();
+    rounded(&twin::rms_norm(&x, Some(&gain), d, 1e-5), &want);
+    let halves: Vec<_> = x.chunks_exact(d).map(|row| row.split_at(d / 2)).collect();
+    let [gate, up] = [
+        halves
+            .iter()
+            .flat_map(|(g, _)| g.to_vec())
+            .collect::<Vec<_>>(),
+        halves.iter().flat_map(|(_, u)| u.to_vec()).collect(),
+    ];
+    let want = kernels::silu_mul(&cpu(&gate, &[rows, d / 2]), &cpu(&up, &[rows, d / 2])).unwrap();
+    rounded(&twin::silu_mul(&x, d / 2), &want);
+
+    // Rotation, cache and attention of one sequence of six tokens behind four others.
+    let heads = Heads {
+        queries: 4,
+        keys: 2,
+        dim: 16,
+    };
+    let (block_size, rows, position) = (4, 6, 4);
+    let (cos, sin) = tables(heads.dim, 16);
+    let mut qkv = noise(&mut random, rows * heads.stride(), 1.0);
+    let [mut k, mut v] =
+        [(); 2].map(|()| noise(&mut random, 4 * block_size * heads.keys * heads.dim, 1.0));
+    let (positions, blocks) = ((4..10).collect::<Vec<u32>>(), vec![2, 0, 3]);
+    let slots: Vec<u32> = positions
+        .iter()
+        .map(|p| blocks[*p as usize / block_size] * block_size as u32 + p % block_size as u32)
+        .collect();
+    let parts = |from: usize, count: usize| {
+        let values: Vec<_> = qkv
+            .chunks_exact(heads.stride())
+            .flat_map(|row| row[from * 16..(from + count) * 16].to_vec())
+            .collect();
+        cpu(&values, &[rows, count, 16])
+    };
+    let (q, new_k, new_v) = (parts(0, 4), parts(4, 2), parts(6, 2));
+    let half =
+        |values: &[f32]| Tensor::from_slice(values, (16, 8), &candle_core::Device::Cpu).unwrap();
+    let turn = |x: &Tensor| kernels::rope(x, &half(&cos), &half(&sin), &positions).unwrap();
+    let shape = [4, block_size, heads.keys, heads.dim];
+    let (k_cache, v_cache) = (
+        cpu(&k, &shape).copy().unwrap(),
+        cpu(&v, &shape).copy().unwrap(),
+    );
+    kernels::kv_append(&k_cache, &turn(&new_k), &slots).unwrap();
+    kernels::kv_append(&v_cache, &new_v, &slots).unwrap();
+    let row = kernels::AttentionRow {
+        start: 0,
+        len: rows,
+        position,
+        blocks: &blocks,
+    };
+    let want =
+        kernels::paged_attention(&turn(&q), &k_cache, &v_cache, &[row], 0.25, Some(7)).unwrap();
+    twin::rope_append(
+        &mut qkv, &mut k, &mut v, &cos, &sin, &positions, &slots, heads,
+    );
+    rounded(&k, &k_cache);
+    let sequence = twin::Sequence {
+        start: 0,
+        length: rows,
+        position,
+        blocks: blocks.clone(),
+    };
+    let attention = Attention {
+        heads,
+        block_size,
+        window: 7,
+        splits: 1,
+    };
+    rounded(&twin::attend(&qkv, &k, &v, &[sequence], &attention), &want);
+
+    // A core, low-rank.
+    let (r1, r2, rank) = (16, 24, 8);
+    let (a, ut, v) = (
+        noise(&mut random, 2 * r1, 1.0),
+        noise(&mut random, rank * r1, 1.0),
+        noise(&mut random, r2 * rank, 1.0),
+    );
+    let (u, v_at) = (
+        cpu(&ut, &[rank, r1]).t().unwrap().contiguous().unwrap(),
+        cpu(&v, &[r2, rank]),
+    );
+    let core = kernels::CoreRows {
+        start: 0,
+        len: 1,
+        core: kernels::CoreView::LowRank { u: &u, v: &v_at },
+        scale: 0.5,
+    };
+    let want = kernels::apply_cores(&cpu(&a, &[2, r1]), &[core], r2).unwrap();
+    let arena: Vec<_> = ut.iter().chain(&v).copied().collect();
+    let shape = twin::CoreShape {
+        slot_size: arena.len(),
+        offset: 0,
+        r1,
+        r2,
+        rank,
+    };
+    rounded(
+        &twin::apply_cores(&a, &arena, &[0, -1], &[0.5, 1.0], shape),
+        &want,
+    );
+}
