@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use engine::Activations;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -151,6 +152,8 @@ pub struct Engine {
     pub core_budget_bytes: Option<usize>,
     /// Whether quantised weights are expanded to f32.
     pub dequantize: Option<bool>,
+    /// What activations are rounded to where weights are quantised: `f32` (nothing) or `int8`, which is several times as fast.
+    pub activations: Option<Activations>,
 }
 
 /// What the server counts of itself.
@@ -517,6 +520,7 @@ impl Engine {
             trace_budget_bytes,
             core_budget_bytes,
             dequantize,
+            activations,
         } = self;
         let set = |to: &mut usize, value: &Option<usize>| *to = value.unwrap_or(*to);
         set(&mut settings.step_tokens, step_tokens);
@@ -534,6 +538,7 @@ impl Engine {
         set(&mut settings.core_budget_bytes, core_budget_bytes);
         settings.prefix_cache = prefix_cache.unwrap_or(settings.prefix_cache);
         settings.dequantize = dequantize.unwrap_or(settings.dequantize);
+        settings.activations = activations.unwrap_or(settings.activations);
         settings
     }
 }

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use engine::{
-    Chosen, Command, Config, DocumentId, Engine, Event, ModelInfo, RequestId, Sampling, Seq,
-    SessionId, Strategy, TenantId, TokenId,
+    Activations, Chosen, Command, Config, DocumentId, Engine, Event, ModelInfo, RequestId,
+    Sampling, Seq, SessionId, Strategy, TenantId, TokenId,
 };
 
 /// An engine and the numbers of what was given to it.
@@ -22,8 +22,13 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Loads a model and its generator with the engine's default bounds. What is measured again is computed again.
-    pub(crate) fn load(model: &Path, generator: Option<&Path>) -> Result<Self> {
+    pub(crate) fn load(
+        model: &Path,
+        generator: Option<&Path>,
+        activations: Activations,
+    ) -> Result<Self> {
         let config = Config {
+            activations,
             prefix_cache: false,
             ..Config::default()
         };

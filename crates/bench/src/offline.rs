@@ -5,18 +5,20 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use engine::{SessionId, TokenId};
+use anyhow::Result;
+use engine::{Activations, SessionId, TokenId};
 
 use crate::{
     driver::Driver,
     machine::{self, Machine},
-    peer::LlamaCpp,
+    peer::Peer,
     report::{Direction, Report, Samples, Settings},
 };
 
 /// Sequences of the batched cases.
 const BATCH: usize = 8;
+/// Sequences of the larger batch that decodes with and without adapters.
+const WIDE: usize = 16;
 /// Tokens of each of the prompts that are read side by side.
 const PROMPT_OF_EIGHT: usize = 128;
 
@@ -32,6 +34,12 @@ pub struct Args {
     /// The folder that peers are installed into.
     #[arg(long, value_name = "DIR", default_value = "target/peers")]
     pub peers_dir: PathBuf,
+    /// A Python that has torch, transformers and gguf: measure its forward of the prompt in bf16 and f32 in the same run.
+    #[arg(long, value_name = "PYTHON")]
+    pub torch: Option<PathBuf>,
+    /// What activations are rounded to where weights are quantised: f32 (nothing) or int8.
+    #[arg(long, value_name = "PROFILE", default_value_t)]
+    pub activations: Activations,
     /// Only these cases (all without it).
     #[arg(long, value_enum, value_name = "CASE")]
     pub only: Vec<Case>,
@@ -67,24 +75,28 @@ pub enum Case {
 /// The engine or the peer does not load or breaks, or the file cannot be written.
 pub fn run(args: &Args, model: &Path, generator: Option<&Path>, threads: usize) -> Result<()> {
     let machine = Machine::here(threads);
-    let mut driver = Driver::load(model, generator)?;
-    let mut peer = None;
+    let mut driver = Driver::load(model, generator, args.activations)?;
+    let mut peers = Peers::default();
     if args.peers {
-        peer = Some(
-            LlamaCpp::start(&args.peers_dir, model, threads).context("the peer does not start")?,
-        );
+        peers.llama_cpp = Some(Peer::llama_cpp(&args.peers_dir, model, threads)?);
     }
-    let samples = measure(args, &mut driver, peer.as_mut())?;
+    if let Some(python) = &args.torch {
+        peers.torch = Some(Peer::torch(python, model, threads)?);
+    }
+    let samples = measure(args, &mut driver, &mut peers)?;
     let settings = Settings {
         repetitions: args.repetitions,
         prefill_tokens: args.prefill_tokens,
         ingest_windows: args.ingest_windows,
         decode_prompt_tokens: DECODE_PROMPT,
         decode_tokens: args.decode_tokens,
+        activations: args.activations.to_string(),
         batch: BATCH,
+        wide_batch: WIDE,
         batch_prefill_tokens: PROMPT_OF_EIGHT,
     };
-    let peers = peer.iter().map(|peer| peer.name.clone()).collect();
+    let peers = [&peers.llama_cpp, &peers.torch].into_iter().flatten();
+    let peers = peers.map(|peer| peer.name.clone()).collect();
     let report = Report::new(
         machine,
         machine::commit(),
@@ -99,8 +111,15 @@ pub fn run(args: &Args, model: &Path, generator: Option<&Path>, threads: usize) 
 /// Tokens of the prompt that is decoded behind.
 const DECODE_PROMPT: usize = 64;
 
+/// Who is measured beside us.
+#[derive(Default)]
+struct Peers {
+    llama_cpp: Option<Peer>,
+    torch: Option<Peer>,
+}
+
 /// Runs all cases, one repetition more than asked for; the first is dropped.
-fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) -> Result<Samples> {
+fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Samples> {
     let vocab = driver.model().vocab;
     let window = driver
         .model()
@@ -112,11 +131,11 @@ fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) ->
     let answer = usize::from(args.decode_tokens);
 
     // Every row of a batch reads something else.
-    let windows: Vec<_> = (0..BATCH)
+    let windows: Vec<_> = (0..WIDE)
         .map(|row| tokens(100 + row, window.unwrap_or(PROMPT_OF_EIGHT), vocab))
         .collect();
     let windows: Vec<_> = windows.iter().map(Vec::as_slice).collect();
-    let prompts = windows
+    let prompts = windows[..BATCH]
         .iter()
         .map(|tokens| &tokens[..tokens.len().min(PROMPT_OF_EIGHT)]);
     let prompts: Vec<_> = prompts.collect();
@@ -124,7 +143,7 @@ fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) ->
     let document = window.map(|window| tokens(2, window * usize::from(args.ingest_windows), vocab));
 
     // Whose adapter each row runs with: none, or each its own.
-    let bare = [None; BATCH];
+    let bare = [None; WIDE];
     let mut own = Vec::new();
     if window.is_some() {
         own.extend(driver.ingest(&windows)?.0.into_iter().map(Some));
@@ -137,11 +156,11 @@ fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) ->
         if measured(Case::Prefill) {
             let mut prefills = vec![
                 ("prefill_1_bare", &bare[..1]),
-                ("prefill_8_bare", &bare[..]),
+                ("prefill_8_bare", &bare[..BATCH]),
             ];
             if !own.is_empty() {
                 prefills.push(("prefill_1_adapter", &own[..1]));
-                prefills.push(("prefill_8_distinct_adapters", &own[..]));
+                prefills.push(("prefill_8_distinct_adapters", &own[..BATCH]));
             }
             for (name, sessions) in prefills {
                 let (count, time) = match sessions {
@@ -156,7 +175,11 @@ fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) ->
                 };
                 samples.add(name, rate(count, time));
             }
-            if let Some(peer) = peer.as_deref_mut() {
+            if let Some(torch) = &mut peers.torch {
+                samples.add("torch_bf16_forward", torch.forward("bf16", &prompt)?);
+                samples.add("torch_f32_forward", torch.forward("f32", &prompt)?);
+            }
+            if let Some(peer) = &mut peers.llama_cpp {
                 samples.add("llama_cpp_prefill_1", peer.prefill(&[&prompt])?);
                 samples.add("llama_cpp_prefill_8", peer.prefill(&prompts)?);
             }
@@ -170,26 +193,30 @@ fn measure(args: &Args, driver: &mut Driver, mut peer: Option<&mut LlamaCpp>) ->
             let alone = document.chunks(window).map(|window| (None, window));
             let time = driver.prefill(alone)?;
             samples.add("prefill_of_the_windows_1", rate(document.len(), time));
-            let side_by_side = windows.iter().map(|window| (None, *window));
+            let side_by_side = windows[..BATCH].iter().map(|window| (None, *window));
             let time = driver.prefill(side_by_side)?;
             samples.add("prefill_of_the_windows_8", rate(BATCH * window, time));
-            ingest(driver, &mut samples, "ingest_8", &windows)?;
+            ingest(driver, &mut samples, "ingest_8", &windows[..BATCH])?;
         }
 
         if measured(Case::Decode) {
-            let mut decodes: Vec<(_, &[Option<SessionId>])> =
-                vec![("decode_1_bare", &bare[..1]), ("decode_8_bare", &bare)];
+            let mut decodes: Vec<(_, &[Option<SessionId>])> = vec![
+                ("decode_1_bare", &bare[..1]),
+                ("decode_8_bare", &bare[..BATCH]),
+                ("decode_16_bare", &bare),
+            ];
             let shared = [own.first().copied().flatten(); BATCH];
             if !own.is_empty() {
                 decodes.push(("decode_1_adapter", &own[..1]));
                 decodes.push(("decode_8_shared_adapter", &shared));
-                decodes.push(("decode_8_distinct_adapters", &own));
+                decodes.push(("decode_8_distinct_adapters", &own[..BATCH]));
+                decodes.push(("decode_16_distinct_adapters", &own));
             }
             for (name, rows) in decodes {
                 let (count, time) = driver.decode(rows, &short, answer)?;
                 samples.add(name, rate(count, time));
             }
-            if let Some(peer) = peer.as_deref_mut() {
+            if let Some(peer) = &mut peers.llama_cpp {
                 samples.add("llama_cpp_decode_1", peer.decode(&short, 1, answer)?);
                 samples.add("llama_cpp_decode_8", peer.decode(&short, BATCH, answer)?);
             }
@@ -287,19 +314,37 @@ const RATIOS: &[(&str, &str, &str, Direction)] = &[
         Direction::Speed,
     ),
     (
-        "ingest_time_vs_prefill",
+        "decode16_adapters_vs_bare",
+        "decode_16_distinct_adapters",
+        "decode_16_bare",
+        Direction::Speed,
+    ),
+    (
+        "prefill_vs_torch_bf16",
+        "prefill_1_bare",
+        "torch_bf16_forward",
+        Direction::Speed,
+    ),
+    (
+        "prefill_vs_torch_f32",
+        "prefill_1_bare",
+        "torch_f32_forward",
+        Direction::Speed,
+    ),
+    (
+        "ingest_vs_prefill",
         "ingest_1",
         "prefill_of_the_document",
         Direction::Time,
     ),
     (
-        "ingest_time_vs_windows",
+        "ingest_vs_windows",
         "ingest_1",
         "prefill_of_the_windows_1",
         Direction::Time,
     ),
     (
-        "ingest8_time_vs_windows",
+        "ingest8_vs_windows",
         "ingest_8",
         "prefill_of_the_windows_8",
         Direction::Time,

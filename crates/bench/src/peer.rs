@@ -1,7 +1,8 @@
-//! llama.cpp on the same file, as a process beside ours.
+//! Others on the same file, as processes beside ours: llama.cpp, and torch with the dequantised weights.
 //!
-//! The prebuilt library of the npm package `node-llama-cpp` is driven by `peers/llama_cpp.mjs`, line by line: a request
-//! in JSON, an answer in JSON. It measures itself, so no time of the pipe counts. Start at `LlamaCpp::start`.
+//! The prebuilt library of the npm package `node-llama-cpp` is driven by `peers/llama_cpp.mjs`, torch by
+//! `peers/torch_forward.py`, line by line: a request in JSON, an answer in JSON. They measure themselves, so no time of the
+//! pipe counts. Start at `Peer::llama_cpp`.
 
 use std::{
     fs,
@@ -18,9 +19,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) const VERSION: &str = "3.22.1";
 
 const SCRIPT: &str = include_str!("../peers/llama_cpp.mjs");
+const TORCH: &str = include_str!("../peers/torch_forward.py");
 
-/// A running llama.cpp.
-pub(crate) struct LlamaCpp {
+/// A running peer.
+pub(crate) struct Peer {
     child: Child,
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -39,6 +41,10 @@ enum Request<'a> {
         batch: usize,
         tokens: usize,
     },
+    Forward {
+        dtype: &'a str,
+        prompt: &'a [u32],
+    },
 }
 
 #[derive(Deserialize)]
@@ -49,23 +55,34 @@ enum Answer {
     Error { error: String },
 }
 
-impl LlamaCpp {
-    /// Installs it into `folder`, unless it is there, and loads a GGUF file.
-    pub(crate) fn start(folder: &Path, gguf: &Path, threads: usize) -> Result<Self> {
+impl Peer {
+    /// Installs llama.cpp into `folder`, unless it is there, and loads a GGUF file.
+    pub(crate) fn llama_cpp(folder: &Path, gguf: &Path, threads: usize) -> Result<Self> {
         install(folder)?;
         let mut command = Command::new("node");
+        command.current_dir(folder).arg("llama_cpp.mjs");
+        Self::start(command, gguf, threads)
+            .context("llama.cpp, which is driven by Node.js, does not start")
+    }
+
+    /// Loads a GGUF file's weights, dequantised, with a Python that has torch, transformers and gguf.
+    pub(crate) fn torch(python: &Path, gguf: &Path, threads: usize) -> Result<Self> {
+        let mut command = Command::new(python);
+        command.args(["-c", TORCH]);
+        Self::start(command, gguf, threads)
+            .with_context(|| format!("torch with {} does not start", python.display()))
+    }
+
+    fn start(mut command: Command, gguf: &Path, threads: usize) -> Result<Self> {
         command
-            .current_dir(folder)
-            .arg("llama_cpp.mjs")
             .arg(fs::canonicalize(gguf)?)
             .arg(threads.to_string());
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn()
-            .context("node does not start: llama.cpp is driven by Node.js")?;
-        let requests = child.stdin.take().context("node has no stdin")?;
-        let answers = BufReader::new(child.stdout.take().context("node has no stdout")?);
+            .spawn()?;
+        let requests = child.stdin.take().context("it has no stdin")?;
+        let answers = BufReader::new(child.stdout.take().context("it has no stdout")?);
         let mut peer = Self {
             child,
             requests,
@@ -75,7 +92,7 @@ impl LlamaCpp {
         match peer.answer()? {
             Answer::Ready { ready } => peer.name = ready,
             Answer::Timed { .. } | Answer::Error { .. } => {
-                bail!("llama.cpp said something else than that it is ready")
+                bail!("it said something else than that it is ready")
             }
         }
         Ok(peer)
@@ -85,6 +102,14 @@ impl LlamaCpp {
     pub(crate) fn prefill(&mut self, prompts: &[&[TokenId]]) -> Result<f64> {
         let prompts: Vec<_> = prompts.iter().map(|prompt| ids(prompt)).collect();
         self.ask(&Request::Prefill { prompts: &prompts })
+    }
+
+    /// One forward of a prompt in torch, in `dtype` bf16 or f32: tokens a second.
+    pub(crate) fn forward(&mut self, dtype: &str, prompt: &[TokenId]) -> Result<f64> {
+        self.ask(&Request::Forward {
+            dtype,
+            prompt: &ids(prompt),
+        })
     }
 
     /// `batch` answers of `tokens` tokens side by side, behind the same prompt: tokens a second of the decoding alone.
@@ -110,11 +135,11 @@ impl LlamaCpp {
         line.push('\n');
         self.requests
             .write_all(line.as_bytes())
-            .context("llama.cpp is gone")?;
+            .context("a peer is gone")?;
         match self.answer()? {
             Answer::Timed { seconds, tokens } => Ok(tokens as f64 / seconds),
-            Answer::Error { error } => bail!("llama.cpp: {error}"),
-            Answer::Ready { .. } => bail!("llama.cpp is ready, but that was not the question"),
+            Answer::Error { error } => bail!("a peer: {error}"),
+            Answer::Ready { .. } => bail!("a peer is ready, but that was not the question"),
         }
     }
 
@@ -123,16 +148,16 @@ impl LlamaCpp {
         if self
             .answers
             .read_line(&mut line)
-            .context("llama.cpp's pipe broke")?
+            .context("a peer's pipe broke")?
             == 0
         {
-            bail!("llama.cpp ended: {}", self.child.wait()?);
+            bail!("a peer ended: {}", self.child.wait()?);
         }
-        serde_json::from_str(&line).with_context(|| format!("llama.cpp said {line:?}"))
+        serde_json::from_str(&line).with_context(|| format!("a peer said {line:?}"))
     }
 }
 
-impl Drop for LlamaCpp {
+impl Drop for Peer {
     fn drop(&mut self) {
         // It may have ended by itself; there is nobody to tell.
         let _ = self.child.kill();

@@ -2,6 +2,8 @@
 //!
 //! Every queue and cache has its bound here, and `tests/bounds.rs` has a test at each. Start at [`Config`].
 
+use lm::Activations;
+
 use crate::error::ConfigError;
 
 /// Budgets and bounds. `Default` suits a model of a few hundred million parameters on a small machine.
@@ -52,6 +54,8 @@ pub struct Config {
     pub core_budget_bytes: usize,
     /// Expand the frozen weights to f32 when loading.
     pub dequantize: bool,
+    /// What the activations of maps with quantised weights are rounded to.
+    pub activations: Activations,
 }
 
 impl Default for Config {
@@ -73,6 +77,7 @@ impl Default for Config {
             trace_budget_bytes: 1 << 30,
             core_budget_bytes: 1 << 30,
             dequantize: false,
+            activations: Activations::F32,
         }
     }
 }

@@ -112,6 +112,7 @@ impl Engine {
             model,
             LoadOptions {
                 dequantize: config.dequantize,
+                activations: config.activations,
             },
         )?;
         if let Some(generator) = generator {

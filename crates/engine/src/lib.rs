@@ -32,6 +32,6 @@ pub use error::{ConfigError, Error, RequestError, SessionError};
 pub use event::{Event, Finish, Newest, Rejected, Timings};
 pub use generator::{Module, ReadOut, Strategy, Write};
 pub use ids::{Digest, DocumentId, RequestId, Seq, SessionId, TenantId, TokenId, Version};
-pub use lm::Architecture;
+pub use lm::{Activations, Architecture};
 pub use model::{GeneratorInfo, ModelInfo, SiteInfo};
 pub use tiers::Tiers;

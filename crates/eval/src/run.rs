@@ -15,7 +15,7 @@ use std::{
 
 use generator::Core;
 use indicatif::{ProgressBar, ProgressStyle};
-use lm::{Lm, LoadOptions, TokenId, text::Text};
+use lm::{Activations, Lm, LoadOptions, TokenId, text::Text};
 use relevance::Spoken;
 
 use crate::{
@@ -86,6 +86,9 @@ pub struct Args {
     /// strength, and of several documents those that speak of its words
     #[arg(long)]
     pub whole: bool,
+    /// What activations are rounded to where weights are quantised: f32 (nothing) or int8, as when serving
+    #[arg(long, value_name = "PROFILE", default_value_t)]
+    pub activations: Activations,
     /// The share of malformed rows that is put up with, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
     pub max_malformed: f64,
@@ -136,7 +139,11 @@ pub fn run(args: &Args, model: &Path, generator: Option<&Path>) -> Result<Report
         )),
         None => None,
     };
-    let mut lm = Lm::load(model, LoadOptions::default())?;
+    let options = LoadOptions {
+        activations: args.activations,
+        ..LoadOptions::default()
+    };
+    let mut lm = Lm::load(model, options)?;
     if let Some(generator) = generator {
         lm.attach_generator(generator)?;
     }

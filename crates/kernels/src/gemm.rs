@@ -372,7 +372,7 @@ unsafe fn tile_of<I: Isa, const M: usize>(
 /// # Safety
 /// `columns` (at most 16) floats are readable at `at`.
 #[inline(always)]
-unsafe fn load_columns<I: Isa>(isa: I, at: *const f32, columns: usize) -> I::V {
+pub(crate) unsafe fn load_columns<I: Isa>(isa: I, at: *const f32, columns: usize) -> I::V {
     if columns == LANES {
         // SAFETY: 16 floats are readable.
         return unsafe { isa.load(at) };

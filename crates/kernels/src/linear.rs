@@ -4,28 +4,35 @@
 //! weight for 16 outputs. Many rows: a stretch of a panel is expanded to f32 once into a scratch that stays
 //! in L1 and multiplied with all rows. Few rows: expanded in registers, no scratch. Both are the same chain
 //! of fused multiply-adds over ascending k, y = fma(x_k, w_k, y), with w_k = fma(code, scale, minimum): a row's result is the
-//! same bits in any batch and equals that of the dequantised matrix. No activation is ever quantised.
-//! Start at [`Linear`].
+//! same bits in any batch and equals that of the dequantised matrix. No activation is quantised, unless a map was made by
+//! [`Linear::with_int8_activations`] (int8.rs). Start at [`Linear`].
 #![expect(unsafe_code, reason = "vector reads of packed panels")]
 
+mod int8;
 mod pack;
+mod single;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use candle_core::{Result, Tensor, bail};
 
 use crate::{
     WeightFormat,
     floats::{Floats, tensor, transpose},
-    gemm::{Begin, Left, Out, ROWS, STRETCH, Shared, Steps, multiply, spread, store_columns},
+    gemm::{ROWS, Shared, spread},
     recorded::recorded1,
-    simd::{Isa, Kernel, LANES, run},
+    simd::run,
 };
-use pack::{Form, Panels};
+use int8::Codes;
+use pack::{Layout, Panels};
+use single::Task;
 
-/// A frozen linear map y = x Wᵀ, W [out, in], kept in its own format and multiplied in f32.
+/// A frozen linear map y = x Wᵀ, W [out, in], kept in its own format and multiplied in f32, or with x rounded to int8.
 ///
 /// `clone` shares the weights.
 #[derive(Clone, Debug)]
@@ -53,6 +60,29 @@ impl Linear {
         out_features: usize,
         in_features: usize,
     ) -> Result<Self> {
+        Self::packed(format, Layout::Lanes, bytes, out_features, in_features)
+    }
+
+    /// The same for products in integers: in the quantised formats each 32 neighbouring inputs of a row of x are rounded to 8
+    /// bits with a scale of their own. Floating formats are multiplied in f32 all the same.
+    ///
+    /// A row's result is still the same bits in any batch. Gradients are those of the map in f32.
+    pub fn with_int8_activations(
+        format: WeightFormat,
+        bytes: &[u8],
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
+        Self::packed(format, Layout::Quads, bytes, out_features, in_features)
+    }
+
+    fn packed(
+        format: WeightFormat,
+        layout: Layout,
+        bytes: &[u8],
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
         if out_features == 0 || in_features == 0 {
             bail!("a linear of shape [{out_features}, {in_features}] has no weights")
         }
@@ -71,6 +101,7 @@ impl Linear {
         }
         Ok(Self::of(Panels::new(
             format,
+            layout,
             bytes,
             out_features,
             in_features,
@@ -107,6 +138,11 @@ impl Linear {
         self.panels.format
     }
 
+    /// Whether activations are rounded to int8.
+    pub fn rounds_activations(&self) -> bool {
+        self.panels.layout == Layout::Quads
+    }
+
     /// Bytes held in memory.
     pub fn bytes(&self) -> usize {
         self.panels.bytes.len()
@@ -114,26 +150,33 @@ impl Linear {
 
     /// x [T, in] -> [T, out], both f32. Differentiable in x; W is frozen.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let [y] = Self::forward_all([self], x)?; // [T, out]
+        Ok(y)
+    }
+
+    /// The same x through several maps at once, which costs less than one after the other where rows are few: [T, in] ->
+    /// [T, out] of each, the same bits as alone.
+    pub fn forward_all<const N: usize>(maps: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
         let (t, in_features) = x.dims2()?;
-        if in_features != self.in_features() {
+        if let Some(map) = maps.iter().find(|map| map.in_features() != in_features) {
             bail!(
                 "a linear of {} inputs got rows of {in_features}",
-                self.in_features()
+                map.in_features()
             )
         }
         let x = x.contiguous()?; // [T, in]
-        let y = forward(&self.panels, &Floats::of(&x)?, t); // [T, out]
-        let map = self.clone();
-        recorded1(
-            "linear",
-            &x,
-            y,
-            (t, self.out_features()),
-            move |_, _, dy| {
+        let products = forward(maps.map(|map| &*map.panels), &Floats::of(&x)?, t); // [T, out] each
+        let mut ys = Vec::with_capacity(N);
+        for (map, y) in maps.into_iter().zip(products) {
+            let shape = (t, map.out_features());
+            let map = map.clone();
+            ys.push(recorded1("linear", &x, y, shape, move |_, _, dy| {
                 let dx = map.back(&Floats::of(dy)?, t); // [T, in]
                 tensor(dx, (t, in_features))
-            },
-        )
+            })?);
+        }
+        ys.try_into()
+            .map_err(|_| candle_core::Error::msg("as many results as maps"))
     }
 
     /// dy [T, out] -> dx = dy W [T, in], on weights that are turned and expanded to f32 once.
@@ -143,12 +186,14 @@ impl Linear {
             let values = transpose(&self.panels.values(), out, width); // [in, out]
             Panels::of_floats(&values, width, out)
         });
-        forward(turned, dy, t)
+        let [dx] = forward([turned], dy, t);
+        dx
     }
 
     /// x [T, in] -> [T, out] of plain numbers.
     pub(crate) fn values(&self, x: &[f32], t: usize) -> Vec<f32> {
-        forward(&self.panels, x, t)
+        let [y] = forward([&*self.panels], x, t);
+        y
     }
 
     /// Rows of W as an embedding table: ids (each < out) -> [ids.len(), in] f32.
@@ -197,268 +242,83 @@ fn reference(x: &[f32], w: &[f32], t: usize, out: usize, width: usize) -> Vec<f3
     y
 }
 
-/// Rows up to which weights are expanded in registers.
-const FUSED_ROWS: usize = 4;
-
-/// x [T, in] -> [T, out].
-fn forward(panels: &Panels, x: &[f32], t: usize) -> Vec<f32> {
-    let (out, width) = (panels.out_features, panels.in_features);
-    let mut y = vec![0.0f32; t * out]; // [T, out]
+/// x [T, in] -> [T, out] of each matrix, shared out over the threads as if they were one.
+fn forward<const N: usize>(maps: [&Panels; N], x: &[f32], t: usize) -> [Vec<f32>; N] {
+    let mut ys = maps.map(|panels| Vec::with_capacity(t * panels.out_features)); // [T, out] each
+    let Some(width) = maps.first().map(|panels| panels.in_features) else {
+        return ys;
+    };
     if t == 0 {
-        return y;
+        return ys;
     }
-    let y_at = Shared(y.as_mut_ptr());
+    let mut at = ys.iter_mut().map(|y| Shared(y.as_mut_ptr()));
+    let (mut first, mut outs) = (0, 0);
+    let jobs = maps.map(|panels| {
+        let job = Job {
+            panels,
+            y: at.next().unwrap_or(Shared(std::ptr::null_mut())),
+            first,
+        };
+        first += panels.count();
+        outs += panels.out_features;
+        job
+    });
+    let count = first;
+    let rounded = maps.iter().any(|panels| panels.layout == Layout::Quads);
+    let codes = rounded.then(|| Codes::of(x, width));
     let row_parts = t.div_ceil(ROWS);
-    let count = panels.count();
     // Pairs of panels: one row alone needs two chains of sums to keep the multipliers busy.
-    spread(row_parts * count, 2, t * out * width, |range| {
+    spread(row_parts * count, 2, t * outs * width, |range| {
         let mut item = range.start;
         while item < range.end {
-            let part = item / count;
-            let stop = range.end.min((part + 1) * count);
+            let (part, panel) = (item / count, item % count);
+            let job = &jobs[jobs.partition_point(|job| job.first <= panel) - 1];
+            let here = panel - job.first;
+            let last = job.panels.count().min(here + (range.end - item));
             let rows = t * part / row_parts..t * (part + 1) / row_parts;
-            let task = Task {
-                panels,
-                x: &x[rows.start * width..rows.end * width],
-                // SAFETY: `rows.start` is a row of y.
-                y: unsafe { y_at.get().add(rows.start * out) },
-                rows: rows.len(),
-                first: item % count,
-                last: item % count + (stop - item),
-            };
-            run(task);
-            item = stop;
+            job.run(x, codes.as_ref(), rows, here..last);
+            item += last - here;
         }
     });
-    y
+    for (y, panels) in ys.iter_mut().zip(maps) {
+        // SAFETY: the panels of all row parts cover y, and each wrote all of its own.
+        unsafe { y.set_len(t * panels.out_features) }
+    }
+    ys
 }
 
-/// Some rows times panels first .. last, written to their columns of y.
-struct Task<'a> {
+/// A matrix whose panels threads share out.
+struct Job<'a> {
     panels: &'a Panels,
-    x: &'a [f32],
-    y: *mut f32,
-    rows: usize,
+    y: Shared<f32>,
+    /// Number of its first panel among those of all matrices.
     first: usize,
-    last: usize,
 }
 
-impl Kernel for Task<'_> {
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        // SAFETY: the panels were packed in the form that their format names, x has `rows` rows of the
-        // panels' inputs, and these panels' columns of these rows of y are this task's own.
-        unsafe {
-            match self.panels.format {
-                WeightFormat::F32 => self.form::<I, pack::Single>(isa),
-                WeightFormat::F16 => self.form::<I, pack::Half>(isa),
-                WeightFormat::BF16 => self.form::<I, pack::Brain>(isa),
-                WeightFormat::Q4_0 => self.form::<I, pack::Nibbles0>(isa),
-                WeightFormat::Q4_1 => self.form::<I, pack::Nibbles1>(isa),
-                WeightFormat::Q4K => self.form::<I, pack::NibblesK>(isa),
-                WeightFormat::Q8_0 => self.form::<I, pack::Bytes32>(isa),
-                WeightFormat::Q6K => self.form::<I, pack::Bytes16>(isa),
-            }
-        }
-    }
-}
-
-impl Task<'_> {
-    /// # Safety
-    /// The panels are of this form; x and y as [`Task`] says.
-    #[inline(always)]
-    unsafe fn form<I: Isa, F: Form>(self, isa: I) {
-        // SAFETY: as above.
-        unsafe {
-            match self.rows {
-                1 => self.fused_pairs::<I, F, 1>(isa),
-                2 => self.fused_pairs::<I, F, 2>(isa),
-                3 => self.fused::<I, F, 3, 1>(isa, self.first, self.last),
-                FUSED_ROWS => self.fused::<I, F, 4, 1>(isa, self.first, self.last),
-                _ => self.expanded::<I, F>(isa),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Self::form`], with M rows.
-    #[inline(always)]
-    unsafe fn fused_pairs<I: Isa, F: Form, const M: usize>(&self, isa: I) {
-        let even = self.first + (self.last - self.first) / 2 * 2;
-        // SAFETY: as above.
-        unsafe {
-            self.fused::<I, F, M, 2>(isa, self.first, even);
-            self.fused::<I, F, M, 1>(isa, even, self.last);
-        }
-    }
-
-    /// M rows, P panels at a time, weights expanded in registers.
-    ///
-    /// Panels take turns of eight inputs: with all their scales at hand at once registers do not suffice, and
-    /// with longer turns the processor cannot see the other panel's sums while it waits for one's (Q4_1
-    /// 576 -> 1536, one row, one core: 100 us at once, 91 us in turns).
-    ///
-    /// # Safety
-    /// As [`Self::form`], with M rows; P divides the number of panels.
-    #[inline(always)]
-    unsafe fn fused<I: Isa, F: Form, const M: usize, const P: usize>(
-        &self,
-        isa: I,
-        first: usize,
-        last: usize,
-    ) {
+impl Job<'_> {
+    /// Some rows times some panels.
+    fn run(&self, x: &[f32], codes: Option<&Codes>, rows: Range<usize>, panels: Range<usize>) {
         let (out, width) = (self.panels.out_features, self.panels.in_features);
-        for panel in (first..last).step_by(P) {
-            let mut sums = [[isa.splat(0.0); M]; P];
-            let mut group = [std::ptr::null::<u8>(); P];
-            for (p, group) in group.iter_mut().enumerate() {
-                *group = self.panels.panel(panel + p).as_ptr();
-            }
-            let mut x = self.x.as_ptr();
-            for _ in 0..width / F::GROUP {
-                // SAFETY: a panel has in / GROUP groups of BYTES bytes, a row of x has `in` floats; the addresses
-                // behind the last group are computed but not read.
-                unsafe {
-                    if F::GROUP == 1 {
-                        for p in 0..P {
-                            let scales = F::scales(isa, group[p]);
-                            fused_step::<I, F, M>(
-                                isa,
-                                x,
-                                width,
-                                group[p],
-                                &scales,
-                                0,
-                                &mut sums[p],
-                            );
-                        }
-                    }
-                    for eight in 0..F::GROUP / 8 {
-                        for p in 0..P {
-                            let scales = F::scales(isa, group[p]);
-                            // In pairs: two inputs' nibbles share bytes.
-                            for pair in 4 * eight..4 * eight + 4 {
-                                fused_step::<I, F, M>(
-                                    isa,
-                                    x,
-                                    width,
-                                    group[p],
-                                    &scales,
-                                    2 * pair,
-                                    &mut sums[p],
-                                );
-                                fused_step::<I, F, M>(
-                                    isa,
-                                    x,
-                                    width,
-                                    group[p],
-                                    &scales,
-                                    2 * pair + 1,
-                                    &mut sums[p],
-                                );
-                            }
-                        }
-                    }
-                }
-                for group in &mut group {
-                    *group = group.wrapping_add(F::BYTES);
-                }
-                x = x.wrapping_add(F::GROUP);
-            }
-            for (p, sums) in sums.iter().enumerate() {
-                let column = (panel + p) * LANES;
-                for (m, &sum) in sums.iter().enumerate() {
-                    // SAFETY: `column` and those behind it, 16 or fewer, are this task's columns of row m.
-                    unsafe {
-                        store_columns(
-                            isa,
-                            self.y.add(m * out + column),
-                            LANES.min(out - column),
-                            sum,
-                        )
-                    };
-                }
-            }
+        // SAFETY: `rows.start` is a row of y.
+        let y = unsafe { self.y.get().add(rows.start * out) };
+        if let (Layout::Quads, Some(x)) = (self.panels.layout, codes) {
+            return run(int8::Product {
+                panels: self.panels,
+                x,
+                from: rows.start,
+                rows: rows.len(),
+                y,
+                first: panels.start,
+                last: panels.end,
+            });
         }
-    }
-
-    /// Any number of rows: a stretch of a panel is expanded, then multiplied with all of them.
-    ///
-    /// # Safety
-    /// As [`Self::form`].
-    #[inline(always)]
-    unsafe fn expanded<I: Isa, F: Form>(&self, isa: I) {
-        let (out, width) = (self.panels.out_features, self.panels.in_features);
-        let mut scratch = [0.0f32; STRETCH * LANES];
-        // Even stretches of whole groups: STRETCH is a multiple of every group.
-        let stretch = (width / F::GROUP).div_ceil(width.div_ceil(STRETCH)) * F::GROUP;
-        for from in (0..width).step_by(stretch) {
-            let steps = stretch.min(width - from);
-            for panel in self.first..self.last {
-                let column = panel * LANES;
-                // SAFETY: `from` is a multiple of GROUP, so the stretch is whole groups of
-                // the panel; the scratch holds it; columns as in `fused`.
-                unsafe {
-                    let base = self.panels.panel(panel).as_ptr();
-                    for group in 0..steps / F::GROUP {
-                        let at = base.add((from / F::GROUP + group) * F::BYTES);
-                        let scales = F::scales(isa, at);
-                        let to = scratch.as_mut_ptr().add(group * F::GROUP * LANES);
-                        if F::GROUP == 1 {
-                            isa.store(to, F::weights(isa, at, &scales, 0));
-                        }
-                        for pair in 0..F::GROUP / 2 {
-                            let k = 2 * pair;
-                            isa.store(to.add(k * LANES), F::weights(isa, at, &scales, k));
-                            isa.store(to.add((k + 1) * LANES), F::weights(isa, at, &scales, k + 1));
-                        }
-                    }
-                    multiply(
-                        Left {
-                            at: self.x.as_ptr().add(from),
-                            row: width,
-                        },
-                        Steps {
-                            at: scratch.as_ptr(),
-                            row: LANES,
-                        },
-                        Out {
-                            at: self.y.add(column),
-                            row: out,
-                            columns: LANES.min(out - column),
-                        },
-                        self.rows,
-                        steps,
-                        if from == 0 { Begin::Zero } else { Begin::Out },
-                    );
-                }
-            }
-        }
-    }
-}
-
-/// `sums[m] = fma(x[m, k], w[k], sums[m])` for input k of a group.
-///
-/// A function and no closure: only `#[inline(always)]` brings it under the vector unit's features. As a closure
-/// it was left out of line, and one row took 200 times as long.
-///
-/// # Safety
-/// A group of the form lies at `group`, M rows of `width` floats with the group's first input at `x`.
-#[inline(always)]
-unsafe fn fused_step<I: Isa, F: Form, const M: usize>(
-    isa: I,
-    x: *const f32,
-    width: usize,
-    group: *const u8,
-    scales: &F::Scales<I>,
-    k: usize,
-    sums: &mut [I::V; M],
-) {
-    // SAFETY: as above.
-    unsafe {
-        let w = F::weights(isa, group, scales, k);
-        for (m, sum) in sums.iter_mut().enumerate() {
-            *sum = isa.fma(isa.splat(*x.add(m * width + k)), w, *sum);
-        }
+        run(Task {
+            panels: self.panels,
+            x: &x[rows.start * width..rows.end * width],
+            y,
+            rows: rows.len(),
+            first: panels.start,
+            last: panels.end,
+        });
     }
 }

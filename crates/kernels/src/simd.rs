@@ -10,6 +10,8 @@
 
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 /// Lanes of a vector, and output channels of a panel.
 pub(crate) const LANES: usize = 16;
@@ -59,6 +61,45 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// 2^n, n the integer in the low bits of a float of magnitude 1.5 * 2^23; -126 <= n <= 127.
     fn exp2_of_low_bits(self, v: Self::V) -> Self::V;
+
+    /// Rows of the widest tile of integer products.
+    const QUAD_ROWS: usize;
+    /// Four bytes for each of sixteen outputs.
+    type Quads: Copy;
+    /// Integer sums of sixteen outputs.
+    type Sums: Copy;
+    /// Sixteen quads.
+    /// # Safety
+    /// 64 bytes are readable at `at`.
+    unsafe fn load_quads(self, at: *const u8) -> Self::Quads;
+    /// # Safety
+    /// 64 bytes are writable at `at`.
+    unsafe fn store_quads(self, at: *mut u8, quads: Self::Quads);
+    /// Four bytes for all sixteen outputs.
+    /// # Safety
+    /// 4 bytes are readable at `at`.
+    unsafe fn splat_quad(self, at: *const i8) -> Self::Quads;
+    /// The low nibble of each byte.
+    fn low_nibbles(self, quads: Self::Quads) -> Self::Quads;
+    /// The high nibble of each byte.
+    fn high_nibbles(self, quads: Self::Quads) -> Self::Quads;
+    /// Sums of nothing.
+    fn no_sums(self) -> Self::Sums;
+    /// Adds the products of each output's four bytes: w of 0 ..= 15, x of -127 ..= 127, at most eight times before
+    /// [`Isa::nibble_sums`]: eight pairs of products are 30480 at most and fit sixteen bits.
+    fn add_nibble_products(self, sums: Self::Sums, w: Self::Quads, x: Self::Quads) -> Self::Sums;
+    /// The same sums, in registers here: what is written before is computed before.
+    #[inline(always)]
+    fn here(self, sums: Self::Sums) -> Self::Sums {
+        sums
+    }
+    /// The sums as floats.
+    fn nibble_sums(self, sums: Self::Sums) -> Self::V;
+    /// Adds the products of each output's four bytes: w of -128 ..= 127, x of -127 ..= 127 (a pair of products is 32512 at
+    /// most and fits sixteen bits), at most 4096 times before [`Isa::byte_sums`].
+    fn add_byte_products(self, sums: Self::Sums, w: Self::Quads, x: Self::Quads) -> Self::Sums;
+    /// The sums as floats.
+    fn byte_sums(self, sums: Self::Sums) -> Self::V;
 }
 
 /// Something to run on the machine's widest vector unit.
@@ -212,275 +253,61 @@ impl Isa for Portable {
     fn exp2_of_low_bits(self, v: Self::V) -> Self::V {
         v.map(|v| f32::from_bits((v.to_bits() << 23).wrapping_add(0x3f80_0000)))
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Isa, Kernel};
-    use std::arch::x86_64::*;
+    const QUAD_ROWS: usize = 2;
+    type Quads = [[u8; 4]; LANES];
+    type Sums = [i32; LANES];
 
-    /// # Safety
-    /// The machine has AVX2, FMA and F16C.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) {
-        kernel.run(Avx2(()));
-    }
-
-    /// # Safety
-    /// The machine has AVX-512F, and with it AVX2 and FMA, and F16C.
-    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-    pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) {
-        kernel.run(Avx512(()));
-    }
-
-    /// Two registers of eight. Only `run_avx2` makes one.
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx2(());
-    /// One register of sixteen. Only `run_avx512` makes one.
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx512(());
-
-    /// [`Isa::turn`] in three rounds: neighbouring rows by ones, then by pairs, then by halves.
-    ///
-    /// # Safety
-    /// The machine has AVX2; floats as there.
     #[inline(always)]
-    unsafe fn turn(rows: &[*const f32; 8], to: *mut f32) {
-        // SAFETY: as above.
-        unsafe {
-            let a0 = _mm256_loadu_ps(rows[0]);
-            let a1 = _mm256_loadu_ps(rows[1]);
-            let a2 = _mm256_loadu_ps(rows[2]);
-            let a3 = _mm256_loadu_ps(rows[3]);
-            let a4 = _mm256_loadu_ps(rows[4]);
-            let a5 = _mm256_loadu_ps(rows[5]);
-            let a6 = _mm256_loadu_ps(rows[6]);
-            let a7 = _mm256_loadu_ps(rows[7]);
-            let (b0, b1) = (_mm256_unpacklo_ps(a0, a1), _mm256_unpackhi_ps(a0, a1));
-            let (b2, b3) = (_mm256_unpacklo_ps(a2, a3), _mm256_unpackhi_ps(a2, a3));
-            let (b4, b5) = (_mm256_unpacklo_ps(a4, a5), _mm256_unpackhi_ps(a4, a5));
-            let (b6, b7) = (_mm256_unpacklo_ps(a6, a7), _mm256_unpackhi_ps(a6, a7));
-            let (c0, c1) = (
-                _mm256_shuffle_ps::<0x44>(b0, b2),
-                _mm256_shuffle_ps::<0xee>(b0, b2),
-            );
-            let (c2, c3) = (
-                _mm256_shuffle_ps::<0x44>(b1, b3),
-                _mm256_shuffle_ps::<0xee>(b1, b3),
-            );
-            let (c4, c5) = (
-                _mm256_shuffle_ps::<0x44>(b4, b6),
-                _mm256_shuffle_ps::<0xee>(b4, b6),
-            );
-            let (c6, c7) = (
-                _mm256_shuffle_ps::<0x44>(b5, b7),
-                _mm256_shuffle_ps::<0xee>(b5, b7),
-            );
-            _mm256_storeu_ps(to, _mm256_permute2f128_ps::<0x20>(c0, c4));
-            _mm256_storeu_ps(to.add(16), _mm256_permute2f128_ps::<0x20>(c1, c5));
-            _mm256_storeu_ps(to.add(32), _mm256_permute2f128_ps::<0x20>(c2, c6));
-            _mm256_storeu_ps(to.add(48), _mm256_permute2f128_ps::<0x20>(c3, c7));
-            _mm256_storeu_ps(to.add(64), _mm256_permute2f128_ps::<0x31>(c0, c4));
-            _mm256_storeu_ps(to.add(80), _mm256_permute2f128_ps::<0x31>(c1, c5));
-            _mm256_storeu_ps(to.add(96), _mm256_permute2f128_ps::<0x31>(c2, c6));
-            _mm256_storeu_ps(to.add(112), _mm256_permute2f128_ps::<0x31>(c3, c7));
-        }
+    unsafe fn load_quads(self, at: *const u8) -> Self::Quads {
+        // SAFETY: the caller gives 64 readable bytes.
+        unsafe { at.cast::<Self::Quads>().read() }
     }
-
-    /// A method without pointers, lane by lane on both halves.
-    macro_rules! both {
-        ($name:ident($($a:ident),+), $op:ident) => {
-            #[inline(always)]
-            fn $name(self, $($a: Self::V),+) -> Self::V {
-                // SAFETY: an Avx2 exists only where the machine has AVX2 and FMA.
-                unsafe { [$op($($a[0]),+), $op($($a[1]),+)] }
-            }
-        };
+    #[inline(always)]
+    unsafe fn store_quads(self, at: *mut u8, quads: Self::Quads) {
+        // SAFETY: the caller gives 64 writable bytes.
+        unsafe { at.cast::<Self::Quads>().write(quads) }
     }
-
-    impl Isa for Avx2 {
-        const ROWS: usize = 6;
-        type V = [__m256; 2];
-
-        both!(fma(a, b, c), _mm256_fmadd_ps);
-        both!(add(a, b), _mm256_add_ps);
-        both!(sub(a, b), _mm256_sub_ps);
-        both!(mul(a, b), _mm256_mul_ps);
-        both!(div(a, b), _mm256_div_ps);
-        both!(max(a, b), _mm256_max_ps);
-        both!(min(a, b), _mm256_min_ps);
-
-        #[inline(always)]
-        fn splat(self, value: f32) -> Self::V {
-            // SAFETY: an Avx2 exists only where the machine has AVX2.
-            unsafe { [_mm256_set1_ps(value); 2] }
-        }
-        #[inline(always)]
-        unsafe fn load(self, at: *const f32) -> Self::V {
-            // SAFETY: AVX2 is there, and the caller gives 16 readable floats.
-            unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))] }
-        }
-        #[inline(always)]
-        unsafe fn store(self, at: *mut f32, v: Self::V) {
-            // SAFETY: AVX2 is there, and the caller gives 16 writable floats.
-            unsafe {
-                _mm256_storeu_ps(at, v[0]);
-                _mm256_storeu_ps(at.add(8), v[1]);
-            }
-        }
-        #[inline(always)]
-        unsafe fn load_f16(self, at: *const u8) -> Self::V {
-            // SAFETY: F16C is there, and the caller gives 32 readable bytes.
-            unsafe {
-                [
-                    _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
-                    _mm256_cvtph_ps(_mm_loadu_si128(at.add(16).cast())),
-                ]
-            }
-        }
-        #[inline(always)]
-        unsafe fn load_bf16(self, at: *const u8) -> Self::V {
-            // SAFETY: AVX2 is there, and the caller gives 32 readable bytes.
-            unsafe {
-                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
-                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.add(16).cast()));
-                [
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-                ]
-            }
-        }
-        #[inline(always)]
-        unsafe fn load_i8(self, at: *const u8) -> Self::V {
-            // SAFETY: AVX2 is there, and the caller gives 16 readable bytes.
-            unsafe {
-                [
-                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()))),
-                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.add(8).cast()))),
-                ]
-            }
-        }
-        #[inline(always)]
-        unsafe fn load_nibbles(self, at: *const u8, high: bool) -> Self::V {
-            // SAFETY: AVX2 is there, and the caller gives 16 readable bytes.
-            unsafe {
-                let bytes = _mm_loadu_si128(at.cast());
-                let bytes = if high {
-                    _mm_srli_epi16::<4>(bytes)
-                } else {
-                    bytes
-                };
-                let codes = _mm_and_si128(bytes, _mm_set1_epi8(15));
-                [
-                    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes)),
-                    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(codes, codes))),
-                ]
-            }
-        }
-        #[inline(always)]
-        unsafe fn turn(self, rows: &[*const f32; 8], to: *mut f32) {
-            // SAFETY: AVX2 is there, and the caller gives the floats.
-            unsafe { turn(rows, to) }
-        }
-        #[inline(always)]
-        fn exp2_of_low_bits(self, v: Self::V) -> Self::V {
-            // SAFETY: an Avx2 exists only where the machine has AVX2.
-            unsafe {
-                let one = _mm256_set1_epi32(0x3f80_0000);
-                let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(v[0]));
-                let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(v[1]));
-                [
-                    _mm256_castsi256_ps(_mm256_add_epi32(low, one)),
-                    _mm256_castsi256_ps(_mm256_add_epi32(high, one)),
-                ]
-            }
-        }
+    #[inline(always)]
+    unsafe fn splat_quad(self, at: *const i8) -> Self::Quads {
+        // SAFETY: the caller gives 4 readable bytes.
+        [unsafe { at.cast::<[u8; 4]>().read() }; LANES]
     }
-
-    /// A method without pointers.
-    macro_rules! one {
-        ($name:ident($($a:ident),+), $op:ident) => {
-            #[inline(always)]
-            fn $name(self, $($a: Self::V),+) -> Self::V {
-                // SAFETY: an Avx512 exists only where the machine has AVX-512F.
-                unsafe { $op($($a),+) }
-            }
-        };
+    #[inline(always)]
+    fn low_nibbles(self, quads: Self::Quads) -> Self::Quads {
+        quads.map(|quad| quad.map(|byte| byte & 15))
     }
-
-    impl Isa for Avx512 {
-        const ROWS: usize = 12;
-        type V = __m512;
-
-        one!(fma(a, b, c), _mm512_fmadd_ps);
-        one!(add(a, b), _mm512_add_ps);
-        one!(sub(a, b), _mm512_sub_ps);
-        one!(mul(a, b), _mm512_mul_ps);
-        one!(div(a, b), _mm512_div_ps);
-        one!(max(a, b), _mm512_max_ps);
-        one!(min(a, b), _mm512_min_ps);
-
-        #[inline(always)]
-        fn splat(self, value: f32) -> Self::V {
-            // SAFETY: an Avx512 exists only where the machine has AVX-512F.
-            unsafe { _mm512_set1_ps(value) }
-        }
-        #[inline(always)]
-        unsafe fn load(self, at: *const f32) -> Self::V {
-            // SAFETY: AVX-512F is there, and the caller gives 16 readable floats.
-            unsafe { _mm512_loadu_ps(at) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, at: *mut f32, v: Self::V) {
-            // SAFETY: AVX-512F is there, and the caller gives 16 writable floats.
-            unsafe { _mm512_storeu_ps(at, v) }
-        }
-        #[inline(always)]
-        unsafe fn load_f16(self, at: *const u8) -> Self::V {
-            // SAFETY: AVX-512F is there, and the caller gives 32 readable bytes.
-            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
-        }
-        #[inline(always)]
-        unsafe fn load_bf16(self, at: *const u8) -> Self::V {
-            // SAFETY: AVX-512F is there, and the caller gives 32 readable bytes.
-            unsafe {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-            }
-        }
-        #[inline(always)]
-        unsafe fn load_i8(self, at: *const u8) -> Self::V {
-            // SAFETY: AVX-512F is there, and the caller gives 16 readable bytes.
-            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
-        }
-        #[inline(always)]
-        unsafe fn load_nibbles(self, at: *const u8, high: bool) -> Self::V {
-            // SAFETY: AVX-512F is there, and the caller gives 16 readable bytes.
-            unsafe {
-                let bytes = _mm_loadu_si128(at.cast());
-                let bytes = if high {
-                    _mm_srli_epi16::<4>(bytes)
-                } else {
-                    bytes
-                };
-                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(
-                    bytes,
-                    _mm_set1_epi8(15),
-                )))
-            }
-        }
-        #[inline(always)]
-        unsafe fn turn(self, rows: &[*const f32; 8], to: *mut f32) {
-            // SAFETY: AVX2 is there, and the caller gives the floats.
-            unsafe { turn(rows, to) }
-        }
-        #[inline(always)]
-        fn exp2_of_low_bits(self, v: Self::V) -> Self::V {
-            // SAFETY: an Avx512 exists only where the machine has AVX-512F.
-            unsafe {
-                let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(v));
-                _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f80_0000)))
-            }
-        }
+    #[inline(always)]
+    fn high_nibbles(self, quads: Self::Quads) -> Self::Quads {
+        quads.map(|quad| quad.map(|byte| byte >> 4))
+    }
+    #[inline(always)]
+    fn no_sums(self) -> Self::Sums {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn add_nibble_products(self, sums: Self::Sums, w: Self::Quads, x: Self::Quads) -> Self::Sums {
+        self.add_byte_products(sums, w, x)
+    }
+    #[inline(always)]
+    fn nibble_sums(self, sums: Self::Sums) -> Self::V {
+        self.byte_sums(sums)
+    }
+    #[inline(always)]
+    fn add_byte_products(self, sums: Self::Sums, w: Self::Quads, x: Self::Quads) -> Self::Sums {
+        std::array::from_fn(|n| {
+            let products = w[n].iter().zip(x[n]);
+            products.fold(sums[n], |sum, (w, x)| {
+                sum + i32::from(w.cast_signed()) * i32::from(x.cast_signed())
+            })
+        })
+    }
+    #[inline(always)]
+    fn byte_sums(self, sums: Self::Sums) -> Self::V {
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "sums of products of a block stay below 2^24"
+        )]
+        sums.map(|sum| sum as f32)
     }
 }

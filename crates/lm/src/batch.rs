@@ -372,6 +372,14 @@ impl<'a, 'w> Batch<'a, 'w> {
         })
     }
 
+    /// Whether [`Self::narrow_to`] would keep all tokens.
+    pub(crate) fn keeps_all(&self, stage: usize) -> bool {
+        self.spans.iter().all(|span| {
+            let way = &self.ways[span.row];
+            stage < way.stages || way.logits >= span.len
+        })
+    }
+
     /// Drops the rows whose keys and values nothing needs in this layer.
     pub(crate) fn narrow_to_kv(
         &mut self,

@@ -11,20 +11,13 @@ use generator::{BaseShape, Generator, Module, SiteId};
 use kernels::Linear;
 
 use crate::{
-    Config, Error, KvCache, Row,
+    Config, Error, KvCache, LoadOptions, Row,
     batch::{Batch, Stage},
     config::RopeScaling,
     gguf::Gguf,
     kv::LayerCache,
     weights::{Rows, Weights, digest, safetensors_files},
 };
-
-/// How weights are held.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LoadOptions {
-    /// Expand all weights to f32.
-    pub dequantize: bool,
-}
 
 /// A frozen decoder, with a generator at its sites or without one.
 #[derive(Debug)]
@@ -99,7 +92,7 @@ impl Lm {
     pub fn load(path: &Path, options: LoadOptions) -> Result<Self, Error> {
         if path.is_dir() {
             let config = Config::from_folder(path)?;
-            let weights = Weights::from_folder(path, options.dequantize)?;
+            let weights = Weights::from_folder(path, options)?;
             // The same weights under another config (say, another rope_theta) are another function.
             let mut files = vec![path.join("config.json")];
             files.extend(safetensors_files(path)?);
@@ -107,7 +100,7 @@ impl Lm {
         }
         let gguf = Gguf::open(path)?;
         let config = Config::from_gguf(&gguf)?;
-        let weights = Weights::from_gguf(gguf, config.architecture, options.dequantize)?;
+        let weights = Weights::from_gguf(gguf, config.architecture, options)?;
         Self::build(config, weights, digest(&[path.to_owned()])?)
     }
 
@@ -319,9 +312,17 @@ impl Lm {
         if batch.is_empty() {
             return Ok(None);
         }
-        let k = self.heads(&layer.k, &x, batch, kv_heads, layer.k_norm.as_ref())?; // [T, Hkv, Dh]
-        let k = rotation.apply(&k, &batch.origin)?; //                                [T, Hkv, Dh]
-        let v = self.heads(&layer.v, &x, batch, kv_heads, None)?; //                  [T, Hkv, Dh]
+        // Queries with the keys and values where all rows go on.
+        let (q, k, v) = if batch.keeps_all(Stage::Output.in_layer(index)) {
+            let [q, k, v] = self.linears([&layer.q, &layer.k, &layer.v], &x, batch)?;
+            (Some(q), k, v) // [T, H Dh], [T, Hkv Dh], [T, Hkv Dh]
+        } else {
+            let [k, v] = self.linears([&layer.k, &layer.v], &x, batch)?;
+            (None, k, v) // [T, Hkv Dh], [T, Hkv Dh]
+        };
+        let k = self.heads(k, kv_heads, layer.k_norm.as_ref())?; // [T, Hkv, Dh]
+        let k = rotation.apply(&k, &batch.origin)?; //              [T, Hkv, Dh]
+        let v = self.heads(v, kv_heads, None)?; //                  [T, Hkv, Dh]
         if let Some(cache) = cache {
             let slots = batch.slots();
             kernels::kv_append(&cache.k, &k, &slots)?;
@@ -332,8 +333,12 @@ impl Lm {
         if batch.is_empty() {
             return Ok(None);
         }
-        let q = self.heads(&layer.q, &x, batch, heads, layer.q_norm.as_ref())?; // [T, H, Dh]
-        let q = rotation.apply(&q, &batch.origin)?; //                             [T, H, Dh]
+        let q = match q {
+            Some(q) => q,
+            None => self.linear(&layer.q, &x, batch)?,
+        }; //                                                    [T, H Dh]
+        let q = self.heads(q, heads, layer.q_norm.as_ref())?; // [T, H, Dh]
+        let q = rotation.apply(&q, &batch.origin)?; //           [T, H, Dh]
         let scale = 1.0 / (head_dim as f32).sqrt();
         let mut a = match cache {
             Some(LayerCache {
@@ -366,9 +371,8 @@ impl Lm {
         if batch.is_empty() {
             return Ok(None);
         }
-        let gate = self.linear(&layer.gate, &x, batch)?; // [T, F]
-        let up = self.linear(&layer.up, &x, batch)?; //     [T, F]
-        let mut x = kernels::silu_mul(&gate, &up)?; //      [T, F]
+        let [gate, up] = self.linears([&layer.gate, &layer.up], &x, batch)?; // [T, F] each
+        let mut x = kernels::silu_mul(&gate, &up)?; //                          [T, F]
         self.write(index, Module::DownProj, &x, &h, batch)?;
 
         batch.narrow_to(
@@ -389,13 +393,38 @@ impl Lm {
         x: &Tensor,
         batch: &Batch<'_, '_>,
     ) -> Result<Tensor, Error> {
+        let [y] = self.linears([projection], x, batch)?;
+        Ok(y)
+    }
+
+    /// The same of several linears of one x.
+    fn linears<const N: usize>(
+        &self,
+        projections: [&Projection; N],
+        x: &Tensor,
+        batch: &Batch<'_, '_>,
+    ) -> Result<[Tensor; N], Error> {
+        let mut ys = Linear::forward_all(projections.map(|projection| &projection.weight), x)?; // [T, out] each
+        for (y, projection) in ys.iter_mut().zip(projections) {
+            *y = self.adapted_output(projection, x, y.clone(), batch)?; // [T, out]
+        }
+        Ok(ys)
+    }
+
+    /// y = W0 x [T, out] with the bias and the site's delta added.
+    fn adapted_output(
+        &self,
+        projection: &Projection,
+        x: &Tensor,
+        mut y: Tensor,
+        batch: &Batch<'_, '_>,
+    ) -> Result<Tensor, Error> {
         let Projection {
             layer,
             module,
-            weight,
             bias,
+            ..
         } = projection;
-        let mut y = weight.forward(x)?; // [T, out]
         if let Some(bias) = bias {
             y = y.broadcast_add(bias)?; // [T, out]
         }
@@ -448,16 +477,8 @@ impl Lm {
         Some((self.generator.as_ref()?, index))
     }
 
-    /// A linear's output as heads [T, heads, Dh], each normed with `norm` `[Dh]` if there is one.
-    fn heads(
-        &self,
-        projection: &Projection,
-        x: &Tensor,
-        batch: &Batch<'_, '_>,
-        heads: usize,
-        norm: Option<&Tensor>,
-    ) -> Result<Tensor, Error> {
-        let y = self.linear(projection, x, batch)?; // [T, heads Dh]
+    /// A linear's output y [T, heads Dh] as heads [T, heads, Dh], each normed with `norm` `[Dh]` if there is one.
+    fn heads(&self, y: Tensor, heads: usize, norm: Option<&Tensor>) -> Result<Tensor, Error> {
         let (tokens, _) = y.dims2()?;
         let head_dim = self.config.head_dim;
         let Some(gain) = norm else {

@@ -13,6 +13,7 @@ mod forward;
 mod gguf;
 mod kv;
 mod oneshot;
+mod options;
 mod training;
 mod weights;
 
@@ -20,7 +21,8 @@ pub use batch::Row;
 pub use config::{Architecture, Config, RopeScaling};
 pub use error::Error;
 pub use files::FileError;
-pub use forward::{Lm, LoadOptions, Output};
+pub use forward::{Lm, Output};
 pub use kv::KvCache;
 pub use oneshot::Windows;
+pub use options::{Activations, LoadOptions};
 pub use text::TokenId;

@@ -15,14 +15,14 @@ use kernels::{Linear, WeightFormat};
 use safetensors::{Dtype, tensor::Metadata};
 
 use crate::{
-    Architecture, Error, FileError,
+    Activations, Architecture, Error, FileError, LoadOptions,
     gguf::{Gguf, ggml_type},
 };
 
 /// The weight files of a model.
 pub(crate) struct Weights {
     source: Source,
-    dequantize: bool,
+    options: LoadOptions,
     parameters: u64,
     /// Elements of the matrices in each format.
     formats: BTreeMap<&'static str, u64>,
@@ -72,7 +72,7 @@ impl Weights {
     pub(crate) fn from_gguf(
         gguf: Gguf,
         architecture: Architecture,
-        dequantize: bool,
+        options: LoadOptions,
     ) -> Result<Self, Error> {
         let file = File::open(gguf.path()).map_err(|e| FileError::io(gguf.path(), e))?;
         // llama.cpp rotates neighbouring pairs in its llama models and half-split pairs in the others.
@@ -83,11 +83,11 @@ impl Weights {
                 file,
                 permuted,
             },
-            dequantize,
+            options,
         ))
     }
 
-    pub(crate) fn from_folder(folder: &Path, dequantize: bool) -> Result<Self, Error> {
+    pub(crate) fn from_folder(folder: &Path, options: LoadOptions) -> Result<Self, Error> {
         let mut shards = Vec::new();
         let mut names = HashMap::new();
         for path in safetensors_files(folder)? {
@@ -97,13 +97,13 @@ impl Weights {
             }
             shards.push(shard);
         }
-        Ok(Self::new(Source::Safetensors { shards, names }, dequantize))
+        Ok(Self::new(Source::Safetensors { shards, names }, options))
     }
 
-    fn new(source: Source, dequantize: bool) -> Self {
+    fn new(source: Source, options: LoadOptions) -> Self {
         Self {
             source,
-            dequantize,
+            options,
             parameters: 0,
             formats: BTreeMap::new(),
         }
@@ -151,11 +151,14 @@ impl Weights {
             Rows::Rotary { head_dim } if raw.permuted => half_split_rows(&raw.bytes, out, head_dim),
             Rows::Rotary { .. } | Rows::Plain => raw.bytes,
         };
-        let linear = Linear::new(raw.format, &bytes, out, features)?;
-        Ok(if self.dequantize {
-            linear.to_f32()?
-        } else {
-            linear
+        let LoadOptions {
+            dequantize,
+            activations,
+        } = self.options;
+        Ok(match activations {
+            _ if dequantize => Linear::new(raw.format, &bytes, out, features)?.to_f32()?,
+            Activations::F32 => Linear::new(raw.format, &bytes, out, features)?,
+            Activations::Int8 => Linear::with_int8_activations(raw.format, &bytes, out, features)?,
         })
     }
 

@@ -183,7 +183,14 @@ fn golden_smollm2_agrees_quantised_and_dequantised() {
         serde_json::from_slice(&fs::read(folder.join("prompts.json")).unwrap()).unwrap();
     for (kind, dequantize, tolerance) in [("quantised", false, 1e-2), ("dequantised", true, 1e-4)] {
         let mut report = Report::new(&format!("smollm2-135m {kind}"), tolerance);
-        let lm = Lm::load(&testkit::smollm2_gguf(), LoadOptions { dequantize }).unwrap();
+        let lm = Lm::load(
+            &testkit::smollm2_gguf(),
+            LoadOptions {
+                dequantize,
+                ..LoadOptions::default()
+            },
+        )
+        .unwrap();
         for (index, prompt) in prompts.as_array().unwrap().iter().enumerate() {
             let ids = |key: &str| -> Vec<TokenId> {
                 let ids = prompt[key].as_array().unwrap().iter();

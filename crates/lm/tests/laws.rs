@@ -3,11 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "support/gguf.rs"]
+mod gguf;
+
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, quantized::GgmlDType};
 use generator::{Adapter, Core, SiteId, Strategy, Window};
-use lm::{KvCache, Lm, LoadOptions, Row, TokenId, Windows};
+use lm::{Activations, KvCache, Lm, LoadOptions, Row, TokenId, Windows};
 use proptest::prelude::*;
 use testkit::{Form, GeneratorSpec, Random, TinySpec, cut, cuts, tiny_base, tiny_generator};
 
@@ -41,8 +44,42 @@ fn model(
     lm
 }
 
+/// A decoder with weights in this format, and activations in int8.
+fn rounding_model(format: GgmlDType, form: Form, modules: Vec<&'static str>) -> Lm {
+    let dir = tempfile::tempdir().unwrap();
+    let base = TinySpec {
+        layers: 3,
+        hidden: 64,
+        intermediate: 96,
+        ..TinySpec::default()
+    };
+    tiny_base(dir.path(), &base);
+    let path = dir.path().join("model.gguf");
+    gguf::write_gguf(&path, &base, &gguf::tensors(dir.path()), format, &[]);
+    let spec = GeneratorSpec {
+        form,
+        modules,
+        ..GeneratorSpec::default()
+    };
+    tiny_generator(&dir.path().join("generator"), &base, &spec);
+    let options = LoadOptions {
+        activations: Activations::Int8,
+        ..LoadOptions::default()
+    };
+    let mut lm = Lm::load(&path, options).unwrap();
+    assert!(lm.head().rounds_activations());
+    lm.attach_generator(&dir.path().join("generator")).unwrap();
+    lm
+}
+
 fn models() -> Vec<Lm> {
     vec![
+        rounding_model(
+            GgmlDType::Q4_1,
+            Form::Associative,
+            vec!["down_proj", "v_proj"],
+        ),
+        rounding_model(GgmlDType::Q8_0, Form::Published, vec!["q_proj", "o_proj"]),
         model("llama", Form::Associative, vec!["down_proj"], None),
         model(
             "mistral",

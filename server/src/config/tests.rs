@@ -224,7 +224,8 @@ fn the_documented_file_holds_every_default() {
             engine.kv_blocks,
             engine.block_size,
             engine.prefix_cache,
-            engine.dequantize
+            engine.dequantize,
+            engine.activations
         ),
         (
             None,
@@ -233,7 +234,8 @@ fn the_documented_file_holds_every_default() {
             Some(budgets.kv_blocks),
             Some(budgets.block_size),
             Some(budgets.prefix_cache),
-            Some(budgets.dequantize)
+            Some(budgets.dequantize),
+            Some(budgets.activations)
         )
     );
     assert_eq!(

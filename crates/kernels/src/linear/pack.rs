@@ -3,7 +3,8 @@
 //! A panel is a run of groups. A group has 16 scales, 16 minima where the format has them, and for each input
 //! 16 codes: bytes for the wide formats; for the 4-bit ones 16 bytes hold the codes of two neighbouring inputs
 //! (low nibbles the even one's). Scales stay the f16 of the file where it has f16; the two-level formats get
-//! their products as f32. Channels behind the last are zero. Start at [`Panels`].
+//! their products as f32. Channels behind the last are zero. For products in integers the codes of a group lie in quads
+//! instead: four neighbouring inputs of each output side by side ([`Layout`]). Start at [`Panels`].
 #![expect(unsafe_code, reason = "vector reads of packed panels")]
 
 use half::f16;
@@ -18,10 +19,21 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Panels {
     pub(super) format: WeightFormat,
+    pub(super) layout: Layout,
     pub(super) out_features: usize,
     pub(super) in_features: usize,
     pub(super) bytes: Vec<u8>,
     shape: Shape,
+}
+
+/// How the codes of a group lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Sixteen outputs of one input side by side, for products in f32; 4-bit codes of two neighbouring inputs share bytes.
+    Lanes,
+    /// Four neighbouring inputs of each of sixteen outputs, for products in integers; 4-bit codes of a quad (the low
+    /// nibbles) and of the one behind it share bytes.
+    Quads,
 }
 
 /// What a group of a panel looks like.
@@ -62,17 +74,29 @@ impl Shape {
     fn bytes(self) -> usize {
         self.head() + self.group * self.codes / 2
     }
+
+    /// Byte, behind the head, and shift of the code of a group's input k for one output.
+    fn place(self, layout: Layout, k: usize, lane: usize) -> (usize, usize) {
+        let wide = self.codes == 2 * LANES;
+        match layout {
+            Layout::Lanes if wide => (k * LANES + lane, 0),
+            Layout::Lanes => (k / 2 * LANES + lane, k % 2 * 4),
+            Layout::Quads if wide => ((k / 4 * LANES + lane) * 4 + k % 4, 0),
+            Layout::Quads => ((k / 8 * LANES + lane) * 4 + k % 4, k / 4 % 2 * 4),
+        }
+    }
 }
 
 impl Panels {
-    /// `bytes`: out rows of whole blocks, checked by the caller.
+    /// `bytes`: out rows of whole blocks, checked by the caller. Floating formats have no codes and ignore the layout.
     pub(super) fn new(
         format: WeightFormat,
+        layout: Layout,
         bytes: &[u8],
         out_features: usize,
         in_features: usize,
     ) -> Self {
-        let mut panels = Self::empty(format, out_features, in_features);
+        let mut panels = Self::empty(format, layout, out_features, in_features);
         let mut row = Row {
             codes: Vec::new(),
             scales: Vec::new(),
@@ -101,18 +125,28 @@ impl Panels {
 
     /// values [out, in].
     pub(super) fn of_floats(values: &[f32], out_features: usize, in_features: usize) -> Self {
-        let mut panels = Self::empty(WeightFormat::F32, out_features, in_features);
+        let mut panels = Self::empty(WeightFormat::F32, Layout::Lanes, out_features, in_features);
         for (n, values) in values.chunks_exact(in_features).enumerate() {
             panels.put_floats(n, values);
         }
         panels
     }
 
-    fn empty(format: WeightFormat, out_features: usize, in_features: usize) -> Self {
+    fn empty(
+        format: WeightFormat,
+        layout: Layout,
+        out_features: usize,
+        in_features: usize,
+    ) -> Self {
         let shape = Shape::of(format);
         let bytes = out_features.div_ceil(LANES) * (in_features / shape.group) * shape.bytes();
         Self {
             format,
+            layout: if shape.group == 1 {
+                Layout::Lanes
+            } else {
+                layout
+            },
             out_features,
             in_features,
             bytes: vec![0; bytes],
@@ -160,7 +194,7 @@ impl Panels {
     }
 
     fn put_codes(&mut self, n: usize, row: &Row) {
-        let shape = self.shape;
+        let (shape, layout) = (self.shape, self.layout);
         let (panel, lane) = self.panel_mut(n);
         for (g, group) in panel.chunks_exact_mut(shape.bytes()).enumerate() {
             put_scale(&mut group[..shape.scales], lane, row.scales[g]);
@@ -168,11 +202,8 @@ impl Panels {
             let codes = &row.codes[g * shape.group..][..shape.group];
             let packed = &mut group[shape.head()..];
             for (k, &code) in codes.iter().enumerate() {
-                if shape.codes == 2 * LANES {
-                    packed[k * LANES + lane] = code.cast_unsigned();
-                } else {
-                    packed[k / 2 * LANES + lane] |= code.cast_unsigned() << (k % 2 * 4);
-                }
+                let (byte, shift) = shape.place(layout, k, lane);
+                packed[byte] |= code.cast_unsigned() << shift;
             }
         }
     }
@@ -210,10 +241,11 @@ impl Panels {
             let packed = &group[shape.head()..];
             let additive = shape.codes == LANES;
             out.extend((0..shape.group).map(|k| {
+                let (byte, shift) = shape.place(self.layout, k, lane);
                 let code = if shape.codes == 2 * LANES {
-                    f32::from(packed[k * LANES + lane].cast_signed())
+                    f32::from(packed[byte].cast_signed())
                 } else {
-                    f32::from(packed[k / 2 * LANES + lane] >> (k % 2 * 4) & 15)
+                    f32::from(packed[byte] >> shift & 15)
                 };
                 if additive {
                     code.mul_add(scale, minimum)

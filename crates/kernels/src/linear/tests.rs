@@ -46,6 +46,12 @@ fn matrix(format: WeightFormat, out: usize, width: usize) -> (Linear, QTensor) {
     (ours, theirs)
 }
 
+/// The same for activations in int8.
+fn in_int8(format: WeightFormat, out: usize, width: usize) -> Linear {
+    let theirs = matrix(format, out, width).1;
+    Linear::with_int8_activations(format, &theirs.data().unwrap(), out, width).unwrap()
+}
+
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -69,6 +75,11 @@ fn every_format_decodes_to_the_values_that_candle_reads() {
                 theirs,
                 "{format:?} [{out}, {width}]"
             );
+            assert_eq!(
+                values(&in_int8(format, out, width).dequantize().unwrap()),
+                theirs,
+                "{format:?} in quads"
+            );
             let ids = [out as u32 - 1, 0];
             let rows = [&theirs[(out - 1) * width..], &theirs[..width]].concat();
             assert_eq!(
@@ -82,7 +93,8 @@ fn every_format_decodes_to_the_values_that_candle_reads() {
 
 #[test]
 fn a_row_in_a_batch_is_the_row_alone_bit_for_bit() {
-    for format in FORMATS {
+    let both = FORMATS.map(|format| [(format, false), (format, true)]);
+    for (format, int8) in both.into_iter().flatten() {
         // Odd widths in panels and pairs of panels; 530 rows take several row parts.
         for (out, width, t) in [
             (37, 512, 37),
@@ -91,7 +103,11 @@ fn a_row_in_a_batch_is_the_row_alone_bit_for_bit() {
             (16, 256, 3),
             (1, 256, 2),
         ] {
-            let (linear, _) = matrix(format, out, width);
+            let linear = if int8 {
+                in_int8(format, out, width)
+            } else {
+                matrix(format, out, width).0
+            };
             let x = rows_of(t, width);
             let together = values(&linear.forward(&x).unwrap());
             for row in [0, t / 2, t - 1] {
@@ -99,7 +115,7 @@ fn a_row_in_a_batch_is_the_row_alone_bit_for_bit() {
                 assert_eq!(
                     bits(&alone),
                     bits(&together[row * out..][..out]),
-                    "{format:?} [{out}, {width}] row {row} of {t}"
+                    "{format:?} [{out}, {width}] row {row} of {t}, int8: {int8}"
                 );
             }
         }

@@ -87,6 +87,25 @@ impl Kernel for All<'_> {
         // SAFETY: rows of eight floats, and eight sixteens for them.
         unsafe { isa.turn(&rows, turned[8..].as_mut_ptr()) };
         self.out.extend(turned.map(f32::to_bits));
+        let codes: [i8; 4] = [-127, 99, 127, -3];
+        let mut bytes = [0u8; 64];
+        // SAFETY: 64 bytes to read, 64 to write, and four codes.
+        let (quads, x) = unsafe {
+            let quads = isa.load_quads(self.bytes.as_ptr());
+            isa.store_quads(bytes.as_mut_ptr(), quads);
+            (quads, isa.splat_quad(codes.as_ptr()))
+        };
+        self.out.extend(bytes.map(u32::from));
+        let mut nibbles = isa.no_sums();
+        let mut wide = isa.no_sums();
+        for _ in 0..4 {
+            nibbles = isa.add_nibble_products(nibbles, isa.low_nibbles(quads), x);
+            nibbles = isa.add_nibble_products(nibbles, isa.high_nibbles(quads), x);
+            wide = isa.add_byte_products(wide, quads, x);
+        }
+        for sums in [isa.nibble_sums(nibbles), isa.byte_sums(wide)] {
+            self.out.extend(lanes(isa, sums).map(f32::to_bits));
+        }
         self.out.extend(
             results
                 .into_iter()
@@ -119,7 +138,7 @@ fn the_widest_unit_gives_the_bits_of_plain_arithmetic() {
         out: &mut plain,
     }
     .run(Portable);
-    assert_eq!(plain.len(), (8 + 14) * LANES);
+    assert_eq!(plain.len(), (8 + 4 + 2 + 14) * LANES);
     // Row 5 of a square of 0 .. 64 is 40 .. 48; turned it is lane 5 of the second eight lanes of each sixteen.
     assert!((0..8).all(|i| f32::from_bits(plain[i * LANES + 8 + 5]) == (40 + i) as f32));
     assert_eq!(widest, plain);
