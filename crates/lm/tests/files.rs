@@ -7,17 +7,13 @@
 mod gguf;
 
 use std::{
-    collections::HashMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
 use candle_core::{
     DType, Device, Tensor,
-    quantized::{
-        GgmlDType, QTensor,
-        gguf_file::{self, Value},
-    },
+    quantized::{GgmlDType, QTensor, gguf_file::Value},
 };
 use gguf::{Weights, tensors, write_gguf};
 use lm::{Lm, LoadOptions, RopeScaling, TokenId};
