@@ -6,8 +6,11 @@
 
 mod api;
 mod batch;
+pub mod bench;
+pub mod check;
 mod device;
 mod error;
+mod folder;
 mod kernel;
 mod model;
 pub mod ops;

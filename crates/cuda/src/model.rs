@@ -747,6 +747,19 @@ impl Model {
         )
     }
 
+    /// Copies a block of the cache, all layers: what a fork's sequence goes on from.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no such block; [`Error::Call`].
+    pub fn copy_block(&self, from: usize, to: usize) -> Result<(), Error> {
+        let len = self.memory.block_size * self.shape.heads.keys * self.shape.heads.dim;
+        for side in self.cache.iter().flatten() {
+            let part = |block: usize| side.view().part(block.saturating_mul(len), len);
+            part(to)?.copy_from(&self.device, part(from)?)?;
+        }
+        Ok(())
+    }
+
     /// The tokens that the last forward of a batch drew, in the order of its wanted rows. Waits for them.
     ///
     /// # Errors

@@ -293,22 +293,3 @@ fn uniform(seed: u32, token: u32) -> f32 {
     let z = z ^ (z >> 31);
     ((z >> 41) as f32 + 0.5) * (1.0 / 8_388_608.0)
 }
-
-/// L with L Lᵀ = a [n, n]; `None` where a pivot is not positive.
-pub fn cholesky(a: &[f64], n: usize) -> Option<Vec<f64>> {
-    let mut l = vec![0.0; n * n];
-    for i in 0..n {
-        for j in 0..=i {
-            let sum = a[i * n + j] - (0..j).map(|k| l[i * n + k] * l[j * n + k]).sum::<f64>();
-            if i == j && (sum.is_nan() || sum <= 0.0) {
-                return None;
-            }
-            l[i * n + j] = if i == j {
-                sum.sqrt()
-            } else {
-                sum / l[j * n + j]
-            };
-        }
-    }
-    Some(l)
-}

@@ -9,7 +9,10 @@ use std::{
 };
 
 use half::{bf16, f16};
-use safetensors::{Dtype, tensor::Metadata};
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
 
 use crate::{Buffer, Device, Error, Form, GeneratorShape, Shape};
 
@@ -74,7 +77,33 @@ impl Files {
         Ok(Self(files))
     }
 
-    fn read(&self, name: &str, len: usize) -> Result<Vec<bf16>, Error> {
+    /// A tensor's numbers, of any type that vectors come in.
+    ///
+    /// # Errors
+    /// [`Error::File`] naming what is missing or of another type.
+    pub fn numbers(&self, name: &str) -> Result<Vec<f64>, Error> {
+        let (info, bytes, path) = self.bytes(name)?;
+        match info.dtype {
+            Dtype::F32 => Ok(bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f64::from(f32::from_le_bytes(*b)))
+                .collect()),
+            Dtype::I64 => Ok(bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| i64::from_le_bytes(*b) as f64)
+                .collect()),
+            other => Err(Error::File {
+                path: path.to_owned(),
+                detail: format!("{name} is of type {other:?}"),
+            }),
+        }
+    }
+
+    fn bytes(&self, name: &str) -> Result<(&TensorInfo, Vec<u8>, &Path), Error> {
         let Some((path, file, start, info)) =
             self.0.iter().find_map(|(path, file, start, metadata)| {
                 metadata.info(name).map(|info| (path, file, *start, info))
@@ -90,16 +119,25 @@ impl Files {
             path: path.clone(),
             detail,
         };
+        let (from, to) = info.data_offsets;
+        let mut bytes = vec![0; to.saturating_sub(from)];
+        file.read_exact_at(&mut bytes, start + from as u64)
+            .map_err(|error| failed(error.to_string()))?;
+        Ok((info, bytes, path))
+    }
+
+    fn read(&self, name: &str, len: usize) -> Result<Vec<bf16>, Error> {
+        let (info, bytes, path) = self.bytes(name)?;
+        let failed = |detail: String| Error::File {
+            path: path.to_owned(),
+            detail,
+        };
         if info.shape.iter().product::<usize>() != len {
             return Err(failed(format!(
                 "{name} has the shape {:?}, not {len} elements",
                 info.shape
             )));
         }
-        let (from, to) = info.data_offsets;
-        let mut bytes = vec![0; to.saturating_sub(from)];
-        file.read_exact_at(&mut bytes, start + from as u64)
-            .map_err(|error| failed(error.to_string()))?;
         let values: Vec<bf16> = match info.dtype {
             Dtype::BF16 => bytes
                 .as_chunks()

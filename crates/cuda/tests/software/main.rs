@@ -6,6 +6,7 @@
 
 mod kernels;
 mod model;
+mod program;
 mod read_out;
 
 use std::{
