@@ -13,7 +13,8 @@ pub struct Config {
     /// bulk, less lets running answers come more evenly. At least `max_running` + 2.
     pub step_tokens: usize,
     /// Of these the most for prompts and context together while an answer is running: the time between two of its
-    /// tokens is that of a step. At least 2.
+    /// tokens is that of a step. As far as the caller's clock goes, fewer: so many that a step takes less than twice what the answers
+    /// take by themselves. At least 2.
     pub max_bulk_beside_decode: usize,
     /// Blocks of the KV cache, shared by requests and open windows. Memory is touched only as blocks are
     /// used. Together with `block_size` it bounds prompt + completion of one request.
@@ -62,7 +63,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             step_tokens: 512,
-            max_bulk_beside_decode: 64,
+            max_bulk_beside_decode: 256,
             kv_blocks: 1024,
             block_size: 16,
             prefix_cache: true,

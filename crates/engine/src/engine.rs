@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     path::Path,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use generator::Generator;
@@ -25,9 +25,11 @@ use crate::{
     cores::CoreBudget,
     error::{ConfigError, Error},
     event::{Event, Rejected},
-    ids::SessionId,
+    ids::{SessionId, TenantId},
     model::ModelInfo,
+    pace::Pace,
     request::{Adapter, Request},
+    scheduler::Turns,
     session::{Bounds, Context, Session},
     tiers::Tiers,
     traces::TraceBudget,
@@ -90,6 +92,13 @@ pub struct Engine {
     arrived: u64,
     /// The blocks that the window whose turn it is waits for; 0 if it does not, and for how many steps it has.
     window_waits: (usize, u32),
+    /// Whose turn it is to have prompts and context read.
+    turns: Turns,
+    /// The tenant of which the last request started.
+    last_started: TenantId,
+    pace: Pace,
+    /// When running answers had their last tokens.
+    drawn: Option<Instant>,
     next_turn: u64,
     steps: u64,
     /// Counters alone.
@@ -158,6 +167,10 @@ impl Engine {
             running: Vec::new(),
             arrived: 0,
             window_waits: (0, 0),
+            turns: Turns::default(),
+            last_started: TenantId::default(),
+            pace: Pace::default(),
+            drawn: None,
             next_turn: 0,
             steps: 0,
             tiers: Tiers::default(),
@@ -264,7 +277,7 @@ impl Engine {
     }
 
     /// Takes the queued commands and runs one forward over a ragged batch. `now` is the caller's clock, read when the
-    /// step begins and when its forward is done.
+    /// step begins, and before and behind its forward: how long forwards take decides how much runs beside answers.
     ///
     /// # Errors
     /// A broken engine. A bad command is an event.
@@ -281,10 +294,21 @@ impl Engine {
         self.settle(events);
         self.secure();
         self.admit(start, events);
-        let batch = self.batch(events);
+        let ready = now();
+        let spent = self.drawn.map_or(Duration::ZERO, |drawn| {
+            ready.saturating_duration_since(drawn)
+        });
+        let batch = self.batch(spent, events);
         let logits = self.forward(&batch)?;
-        self.hand_round(&batch, &logits, now(), events);
-        self.settle(events);
+        let done = now();
+        let took = done.saturating_duration_since(ready);
+        self.pace.saw(batch.decode, batch.bulk(), took, self.steps);
+        self.hand_round(&batch, &logits, done, events);
+        if self.running.is_empty() {
+            self.settle(events);
+        }
+        // Where answers run, their tokens go out before versions are read out; the next step does it, and knows what it took.
+        self.drawn = (!self.running.is_empty()).then_some(done);
         Ok(())
     }
 

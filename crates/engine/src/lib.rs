@@ -16,6 +16,7 @@ mod error;
 mod event;
 mod ids;
 mod model;
+mod pace;
 mod prefix;
 mod reading;
 mod request;

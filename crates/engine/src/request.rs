@@ -123,6 +123,11 @@ impl Request {
         request
     }
 
+    /// Whose it is, and its place in the order of arrival.
+    pub(crate) fn place(&self) -> (TenantId, u64) {
+        (self.tenant, self.number)
+    }
+
     /// Whether it has run before: its version is settled then.
     pub(crate) fn has_started(&self) -> bool {
         self.started.is_some()

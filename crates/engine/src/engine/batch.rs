@@ -5,7 +5,7 @@
 //! the same result:
 //!
 //! - A running request takes from open windows (from those that rest, read longest ago first, then from those with a turn, from each
-//!   window once), then from the running request that came last, which may be itself.
+//!   window once), then from the running request that gives way first (`scheduler::gives_way`), which may be itself.
 //! - A window takes from those whose turn comes after its own. If there is too little, it waits, and while it does no request starts;
 //!   if that takes too long, all running requests but the first to come give way.
 //!
@@ -15,13 +15,16 @@
 //! the first to come ends, and then there is another first. A window's written sums stay where they are when it gives way.
 //! `Config` and `enqueue` keep what one alone needs below the whole. Start at [`Engine::batch`].
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use super::Engine;
 use crate::{
     error::Error,
     event::{Event, Finish},
-    ids::SessionId,
+    ids::{SessionId, TenantId},
     request::Request,
     scheduler,
     session::{Context, Session},
@@ -40,6 +43,16 @@ pub(super) struct Batch {
     pub(super) requests: Vec<usize>,
     /// Tokens of each session that reads.
     pub(super) sessions: BTreeMap<SessionId, usize>,
+    /// Running answers, of a token each.
+    pub(super) decode: usize,
+}
+
+impl Batch {
+    /// Tokens beside running answers.
+    pub(super) fn bulk(&self) -> usize {
+        let all = self.requests.iter().chain(self.sessions.values());
+        all.sum::<usize>() - self.decode
+    }
 }
 
 impl Engine {
@@ -48,7 +61,7 @@ impl Engine {
         let (missing, waited) = self.window_waits;
         if waited >= PATIENCE {
             while self.allocator.free() < missing && self.running.len() > 1 {
-                self.preempt_last();
+                self.preempt();
             }
             let first = self.sessions.values_mut().filter(|one| one.turn.is_some());
             if let Some(first) = first.min_by_key(|session| session.turn) {
@@ -71,7 +84,7 @@ impl Engine {
             }
             if !self.room(missing) {
                 while self.allocator.free() < missing && place(&self.running).is_some() {
-                    self.preempt_last();
+                    self.preempt();
                 }
             }
             if let Some(index) = place(&self.running) {
@@ -82,10 +95,10 @@ impl Engine {
         }
     }
 
-    /// Takes the blocks of the running request that came last; it waits where it would if it had never started.
-    fn preempt_last(&mut self) {
-        let running = self.running.iter().enumerate();
-        let Some((index, _)) = running.max_by_key(|(_, request)| request.number) else {
+    /// Takes the blocks of the running request that gives way; it waits where it would if it had never started.
+    fn preempt(&mut self) {
+        let running: Vec<_> = self.running.iter().map(Request::place).collect();
+        let Some(index) = scheduler::gives_way(&running) else {
             return;
         };
         let mut request = self.running.remove(index);
@@ -97,49 +110,84 @@ impl Engine {
         self.waiting.insert(place, request);
     }
 
-    /// Starts requests in order of arrival, while there are places and blocks.
+    /// Starts requests, while there are places and blocks. A tenant of which none runs gets place and blocks from one of which more than
+    /// one does.
     pub(super) fn admit(&mut self, now: Instant, events: &mut Vec<Event>) {
         let mut composed = 0;
-        while self.running.len() < self.config.max_running && self.window_waits.0 == 0 {
-            let Some(next) = self.waiting.front() else {
+        while self.window_waits.0 == 0 {
+            let mut running: BTreeMap<TenantId, usize> = BTreeMap::new();
+            for request in &self.running {
+                *running.entry(request.tenant).or_default() += 1;
+            }
+            let waiting = self.waiting.iter().map(|request| request.tenant);
+            let Some(index) = scheduler::next_to_start(waiting, &running, self.last_started) else {
                 return;
             };
-            let length = next.len();
-            // Those that run need another block soon: who starts now is not to make way for them at once.
-            let spared = self.running.len();
-            if !next.has_started() && !next.adapter.chosen.parts.is_empty() {
-                // A core is read out only for a request that is sure to start.
-                composed += 1;
-                let blocks = self.allocator.blocks_for(length);
-                if composed > COMPOSED || !self.room(blocks + spared) {
-                    return;
-                }
+            let has_place = self.running.len() < self.config.max_running;
+            if has_place && self.start(index, &mut composed, now, events) {
+                continue;
             }
-            let Some(mut request) = self.waiting.pop_front() else {
-                return;
-            };
-            if !request.has_started() {
-                request.pin = self.pin(&request);
-            }
-            request.reuse(&mut self.allocator);
-            let missing = self.allocator.missing(&request.blocks, length);
-            if !self.room(missing + spared) || !self.allocator.grow(&mut request.blocks, length) {
-                request.give_back(&mut self.allocator);
-                self.waiting.push_front(request);
+            let none_runs = self
+                .waiting
+                .get(index)
+                .is_some_and(|request| !running.contains_key(&request.tenant));
+            if composed > COMPOSED || !none_runs || running.values().all(|&runs| runs < 2) {
                 return;
             }
-            if !request.has_started() {
-                request.start(now);
-                self.prompt_tokens += request.prompt_tokens() as u64;
-                self.cached_tokens += request.cached() as u64;
-            }
-            if request.asks_nothing() {
-                self.allocator.release(&mut request.blocks);
-                events.push(request.finished(Finish::Length, now));
-            } else {
-                self.running.push(request);
-            }
+            self.preempt();
         }
+    }
+
+    /// Starts the request at this place in the line, if there are blocks; says whether there were.
+    fn start(
+        &mut self,
+        index: usize,
+        composed: &mut usize,
+        now: Instant,
+        events: &mut Vec<Event>,
+    ) -> bool {
+        let Some(next) = self.waiting.get(index) else {
+            return false;
+        };
+        let length = next.len();
+        // Those that run need another block soon: who starts now is not to make way for them at once.
+        let spared = self.running.len();
+        let composes = !next.has_started() && !next.adapter.chosen.parts.is_empty();
+        if composes {
+            // A core is read out only for a request that is sure to start.
+            let blocks = self.allocator.blocks_for(length);
+            if *composed >= COMPOSED || !self.room(blocks + spared) {
+                *composed += usize::from(*composed == COMPOSED);
+                return false;
+            }
+            *composed += 1;
+        }
+        let Some(mut request) = self.waiting.remove(index) else {
+            return false;
+        };
+        if !request.has_started() {
+            request.pin = self.pin(&request);
+        }
+        request.reuse(&mut self.allocator);
+        let missing = self.allocator.missing(&request.blocks, length);
+        if !self.room(missing + spared) || !self.allocator.grow(&mut request.blocks, length) {
+            request.give_back(&mut self.allocator);
+            self.waiting.insert(index, request);
+            return false;
+        }
+        self.last_started = request.tenant;
+        if !request.has_started() {
+            request.start(now);
+            self.prompt_tokens += request.prompt_tokens() as u64;
+            self.cached_tokens += request.cached() as u64;
+        }
+        if request.asks_nothing() {
+            self.allocator.release(&mut request.blocks);
+            events.push(request.finished(Finish::Length, now));
+        } else {
+            self.running.push(request);
+        }
+        true
     }
 
     /// Makes room for a request by taking from windows; says whether there is.
@@ -194,33 +242,36 @@ impl Engine {
         evicted
     }
 
-    /// Decides who runs how many tokens, and gets windows their blocks.
-    pub(super) fn batch(&mut self, events: &mut Vec<Event>) -> Batch {
+    /// Decides who runs how many tokens, and gets windows their blocks. `spent` has gone by since running answers had their last
+    /// tokens.
+    pub(super) fn batch(&mut self, spent: Duration, events: &mut Vec<Event>) -> Batch {
         let decode = self
             .running
             .iter()
             .filter(|request| request.decodes())
             .count();
-        let prefill: Vec<usize> = self
+        let prefill: Vec<_> = self
             .running
             .iter()
             .filter(|request| !request.decodes())
-            .map(Request::wants)
+            .map(|request| (request.tenant, request.wants()))
             .collect();
         let mut turns: Vec<_> = self
             .sessions
             .iter()
-            .filter_map(|(&id, session)| Some((session.turn?, id, session.wants()?)))
+            .filter_map(|(&id, session)| {
+                Some((session.turn?, id, (session.tenant, session.wants()?)))
+            })
             .collect();
         turns.sort_unstable();
-        let context: Vec<usize> = turns.iter().map(|&(.., tokens)| tokens).collect();
-        let plan = scheduler::plan(
-            self.config.step_tokens,
-            self.config.max_bulk_beside_decode,
-            decode,
-            &prefill,
-            &context,
-        );
+        let context: Vec<_> = turns.iter().map(|&(.., asked)| asked).collect();
+        let mut left = self.config.step_tokens.saturating_sub(decode);
+        if decode > 0 {
+            let most = self.config.max_bulk_beside_decode.min(left);
+            left = self.pace.bulk(decode, most, spent, self.steps).min(left);
+        }
+        let (plan, next) = scheduler::plan(left, self.turns, &prefill, &context);
+        self.turns = next;
         let mut prefill = plan.prefill.into_iter();
         let requests = self.running.iter().map(|request| {
             if request.decodes() {
@@ -232,11 +283,15 @@ impl Engine {
         let mut batch = Batch {
             requests: requests.collect(),
             sessions: BTreeMap::new(),
+            decode,
         };
-        let (_, waited) = std::mem::take(&mut self.window_waits);
+        let (_, waited) = self.window_waits;
+        if plan.context.iter().any(|&tokens| tokens > 0) || turns.is_empty() {
+            self.window_waits = (0, 0);
+        }
         for ((turn, id, _), tokens) in turns.into_iter().zip(plan.context) {
             if tokens == 0 {
-                break;
+                continue;
             }
             let Some(session) = self.sessions.get(&id) else {
                 continue;

@@ -67,8 +67,8 @@ struct Told {
     seq: u64,
     /// (id, tokens, complete)
     documents: Vec<(u64, Vec<TokenId>, bool)>,
-    /// The documents' tokens whenever they changed, with the provisional ones.
-    history: Vec<Vec<Vec<TokenId>>>,
+    /// The documents whenever they changed, with the provisional tokens.
+    history: Vec<Vec<(u64, Vec<TokenId>)>>,
 }
 
 impl Told {
@@ -80,15 +80,26 @@ impl Told {
     }
 
     fn note(&mut self, provisional: &[TokenId]) {
-        let mut documents: Vec<_> = self
-            .documents
-            .iter()
-            .map(|(_, tokens, _)| tokens.clone())
+        let documents = self.documents.iter();
+        let mut documents: Vec<_> = documents
+            .map(|(id, tokens, _)| (*id, tokens.clone()))
             .collect();
-        if let Some(last) = documents.last_mut() {
+        if let Some((_, last)) = documents.last_mut() {
             last.extend_from_slice(provisional);
         }
         self.history.push(documents);
+    }
+
+    /// Forgets a document, also in what is still to be published of what was before.
+    fn forget(&mut self, index: usize) -> u64 {
+        let (id, ..) = self.documents.remove(index);
+        for mut documents in self.history.clone() {
+            documents.retain(|(of, _)| *of != id);
+            if !self.history.contains(&documents) {
+                self.history.push(documents);
+            }
+        }
+        id
     }
 
     /// What a version of so many context tokens may have been told: beginnings of what there was at some time.
@@ -97,7 +108,7 @@ impl Told {
         for documents in &self.history {
             let mut left = tokens;
             let mut cut: Vec<Vec<TokenId>> = Vec::new();
-            for document in documents {
+            for (_, document) in documents {
                 let take = left.min(document.len());
                 left -= take;
                 cut.extend((take > 0).then(|| document[..take].to_vec()));
@@ -195,7 +206,7 @@ proptest! {
                     let Some(session) = pick(&told, session) else { continue };
                     let told = &mut told.get_mut(&session).expect("it is there").1;
                     if !told.documents.is_empty() {
-                        let (id, ..) = told.documents.remove(document.index(told.documents.len()));
+                        let id = told.forget(document.index(told.documents.len()));
                         rig.push(forget(session, id));
                         told.note(&[]);
                     }

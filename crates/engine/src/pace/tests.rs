@@ -1,0 +1,89 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// A machine: milliseconds of a forward of so many answers and tokens beside them.
+#[derive(Clone, Copy, Debug)]
+struct Machine {
+    alone: f64,
+    token: f64,
+    fixed: f64,
+}
+
+impl Machine {
+    fn takes(self, bulk: usize) -> Duration {
+        let fixed = if bulk > 0 { self.fixed } else { 0.0 };
+        Duration::from_secs_f64((self.alone + fixed + self.token * bulk as f64) / 1e3)
+    }
+}
+
+/// So many steps with as much beside an answer as may be; tokens and times of each.
+fn run(pace: &mut Pace, machine: Machine, from: u64, steps: u64) -> Vec<(usize, f64)> {
+    let step = |step| {
+        let bulk = pace.bulk(1, 512, Duration::ZERO, step);
+        let took = machine.takes(bulk);
+        pace.saw(1, bulk, took, step);
+        (bulk, took.as_secs_f64() * 1e3)
+    };
+    (from..from + steps).map(step).collect()
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_machine_a_step_beside_answers_takes_less_than_twice_theirs(
+        alone in 1.0f64..100.0, token in 0.01f64..5.0, fixed in 0.0f64..0.3, faster in 0.3f64..3.0,
+    ) {
+        let machine = Machine { alone, token, fixed: fixed * alone };
+        let mut pace = Pace::default();
+        run(&mut pace, machine, 0, 300);
+        let later = run(&mut pace, machine, 300, 300);
+        let least = machine.takes(2).as_secs_f64() * 1e3;
+        for &(bulk, took) in &later {
+            prop_assert!(took <= (1.75 * alone).max(least), "{bulk} tokens took {took} of {alone}");
+        }
+        let tokens: usize = later.iter().map(|(bulk, _)| bulk).sum();
+        // As much is done as the bound allows, or nearly: of 0.7 of the answers' time each.
+        let most = (0.7 * alone - machine.fixed) / token;
+        prop_assert!(tokens as f64 >= 300.0 * (0.8 * most.min(512.0) - 1.0), "{tokens} of {most} a step");
+        // Another machine, as if kernels or neighbours had changed.
+        let machine = Machine { alone: alone * faster, token: token * faster, fixed: machine.fixed * faster };
+        run(&mut pace, machine, 600, 600);
+        let least = machine.takes(2).as_secs_f64() * 1e3;
+        for (_, took) in run(&mut pace, machine, 1200, 100) {
+            prop_assert!(took <= (1.8 * machine.alone).max(least));
+        }
+    }
+
+    #[test]
+    fn bulk_keeps_its_bounds(decode in 0usize..100_000, most in 0usize..600, spent in 0u64..1000, took in 0u64..1000, bulk in 0usize..600) {
+        let mut pace = Pace::default();
+        for step in 0..200 {
+            pace.saw(decode, if step % 3 == 0 { 0 } else { bulk }, Duration::from_millis(took), step);
+            prop_assert!(pace.bulk(decode, most, Duration::from_millis(spent), step) <= most.max(2));
+        }
+    }
+}
+
+#[test]
+fn what_was_spent_before_is_not_spent_again() {
+    let machine = Machine {
+        alone: 20.0,
+        token: 0.5,
+        fixed: 0.0,
+    };
+    let mut pace = Pace::default();
+    run(&mut pace, machine, 0, 100);
+    let after = |spent| pace.bulk(1, 512, Duration::from_millis(spent), 100);
+    assert!(after(0) >= 27, "{}", after(0));
+    assert!(after(7) < after(0) / 2 + 2);
+    assert_eq!(after(14), 2);
+}
+
+#[test]
+fn a_clock_that_stands_still_measures_nothing() {
+    let mut pace = Pace::default();
+    for step in 0..1000 {
+        assert_eq!(pace.bulk(1, 512, Duration::ZERO, step), UNKNOWN);
+        pace.saw(1, UNKNOWN, Duration::ZERO, step);
+    }
+}
