@@ -4,20 +4,31 @@
 //! a kernel does with its operands is its caller's matter: [`crate::ops`] checks shapes before a launch. Start at [`Device::open`].
 #![expect(unsafe_code, reason = "calls into the driver")]
 
+/// Calls a function of the driver and checks its result.
+macro_rules! driver {
+    ($inner:expr, $function:ident($($argument:expr),* $(,)?)) => {{
+        // SAFETY: the arguments are of the kinds that the function takes; handles are alive as long as their owners here.
+        let code = unsafe { ($inner.driver.$function)($($argument),*) };
+        $inner.check(stringify!($function), code)
+    }};
+}
+
+mod memory;
+mod stream;
+
 use std::{
     cell::{Cell, RefCell},
     ffi::{CStr, CString, c_void},
-    marker::PhantomData,
     path::{Path, PathBuf},
     rc::Rc,
 };
 
-use half::bf16;
+pub use memory::{Buffer, Element, Pinned, View};
+pub use stream::{Event, Graph, SideStream};
 
 use crate::{
     Error, Kernel,
     api::{Address, Blas, Driver, Handle, Software},
-    error::fits,
     kernel::IMAGES,
 };
 
@@ -38,35 +49,6 @@ impl Default for Libraries {
             cublas: "libcublas.so.13".into(),
         }
     }
-}
-
-/// What can lie in device memory.
-///
-/// # Safety
-/// Any bits are a value, and there is no padding.
-pub unsafe trait Element: Copy + Default + 'static {
-    /// cudaDataType.
-    const TYPE: i32;
-}
-// SAFETY: plain numbers.
-unsafe impl Element for bf16 {
-    const TYPE: i32 = 14;
-}
-// SAFETY: plain numbers.
-unsafe impl Element for f32 {
-    const TYPE: i32 = 0;
-}
-// SAFETY: plain numbers.
-unsafe impl Element for f64 {
-    const TYPE: i32 = 1;
-}
-// SAFETY: plain numbers.
-unsafe impl Element for u32 {
-    const TYPE: i32 = 12;
-}
-// SAFETY: plain numbers.
-unsafe impl Element for i32 {
-    const TYPE: i32 = 10;
 }
 
 /// A device with its kernels loaded. Cheap to clone; the last clone closes it.
@@ -126,15 +108,6 @@ impl Inner {
         };
         Err(Error::Call { call, code, detail })
     }
-}
-
-/// Calls a function of the driver and checks its result.
-macro_rules! driver {
-    ($inner:expr, $function:ident($($argument:expr),* $(,)?)) => {{
-        // SAFETY: the arguments are of the kinds that the function takes; handles are alive as long as their owners here.
-        let code = unsafe { ($inner.driver.$function)($($argument),*) };
-        $inner.check(stringify!($function), code)
-    }};
 }
 
 impl Device {
@@ -257,12 +230,7 @@ impl Device {
             bytes.ok_or_else(|| crate::error::shape("a buffer beyond what can be addressed"))?;
         let mut address = 0;
         driver!(self.0, cuMemAlloc_v2(&raw mut address, bytes.max(16)))?;
-        Ok(Buffer {
-            device: self.clone(),
-            address,
-            len,
-            _elements: PhantomData,
-        })
+        Ok(Buffer::new(self, address, len))
     }
 
     /// Memory of zeros.
@@ -297,11 +265,7 @@ impl Device {
         driver!(self.0, cuMemHostAlloc(&raw mut address, bytes.max(16), 0))?;
         // SAFETY: so many bytes were allocated.
         unsafe { address.cast::<u8>().write_bytes(0, bytes) };
-        Ok(Pinned {
-            device: self.clone(),
-            address: address.cast(),
-            len,
-        })
+        Ok(Pinned::new(self, address.cast(), len))
     }
 
     /// Waits until everything that was asked for is done.
@@ -434,10 +398,7 @@ impl Device {
         driver!(inner, cuGraphDestroy(graph))?;
         instantiated?;
         driver!(inner, cuGraphUpload(executable, inner.stream))?;
-        Ok(Graph {
-            device: self.clone(),
-            executable,
-        })
+        Ok(Graph::new(self, executable))
     }
 
     /// A stream beside the device's own, for copies.
@@ -447,10 +408,7 @@ impl Device {
     pub fn side_stream(&self) -> Result<SideStream, Error> {
         let mut stream = std::ptr::null_mut();
         driver!(self.0, cuStreamCreate(&raw mut stream, NON_BLOCKING))?;
-        Ok(SideStream {
-            device: self.clone(),
-            stream,
-        })
+        Ok(SideStream::new(self, stream))
     }
 
     /// An event; `timed` where [`Event::since`] will be asked.
@@ -463,10 +421,7 @@ impl Device {
             self.0,
             cuEventCreate(&raw mut event, if timed { 0 } else { 2 })
         )?;
-        Ok(Event {
-            device: self.clone(),
-            event,
-        })
+        Ok(Event::new(self, event))
     }
 
     /// Later work of the device waits for the event.
@@ -474,7 +429,7 @@ impl Device {
     /// # Errors
     /// [`Error::Call`] where the driver refuses.
     pub fn wait_for(&self, event: &Event) -> Result<(), Error> {
-        driver!(self.0, cuStreamWaitEvent(self.0.stream, event.event, 0))
+        driver!(self.0, cuStreamWaitEvent(self.0.stream, event.handle(), 0))
     }
 
     /// What could not be given back when its owner went away, if anything.
@@ -589,346 +544,6 @@ pub(crate) struct Gemm {
     pub(crate) b: (Address, i32, i32, i64),
     pub(crate) c: (Address, i32, i32, i64),
     pub(crate) batch: i32,
-}
-
-/// Device memory of `len` elements.
-pub struct Buffer<T: Element> {
-    device: Device,
-    address: Address,
-    len: usize,
-    _elements: PhantomData<T>,
-}
-
-impl<T: Element> Buffer<T> {
-    /// All of it.
-    pub fn view(&self) -> View<'_, T> {
-        View {
-            address: self.address,
-            len: self.len,
-            _buffer: PhantomData,
-        }
-    }
-
-    /// What lies in it, once all work before is done.
-    ///
-    /// # Errors
-    /// [`Error::Call`] if something of that failed.
-    pub fn read(&self) -> Result<Vec<T>, Error> {
-        self.view().read(&self.device)
-    }
-}
-
-impl<T: Element> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        let freed = driver!(self.device.0, cuMemFree_v2(self.address));
-        self.device.on_drop(freed);
-    }
-}
-
-/// A part of a buffer.
-#[derive(Clone, Copy, Debug)]
-pub struct View<'a, T> {
-    pub(crate) address: Address,
-    pub(crate) len: usize,
-    _buffer: PhantomData<&'a T>,
-}
-
-impl<'a> View<'a, u32> {
-    /// The same words as whole numbers with a sign.
-    pub fn as_i32(self) -> View<'a, i32> {
-        View {
-            address: self.address,
-            len: self.len,
-            _buffer: PhantomData,
-        }
-    }
-
-    /// The same words as floats.
-    pub fn as_f32(self) -> View<'a, f32> {
-        View {
-            address: self.address,
-            len: self.len,
-            _buffer: PhantomData,
-        }
-    }
-}
-
-impl<'a, T: Element> View<'a, T> {
-    /// Elements.
-    #[expect(clippy::len_without_is_empty, reason = "an empty view has no use")]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// `len` elements from `start` on.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if they reach beyond the view.
-    pub fn part(&self, start: usize, len: usize) -> Result<View<'a, T>, Error> {
-        let end = start.checked_add(len);
-        fits(end.is_some_and(|end| end <= self.len), || {
-            format!("elements {start} + {len} of a buffer of {}", self.len)
-        })?;
-        Ok(View {
-            address: self.address + (start * size_of::<T>()) as u64,
-            len,
-            _buffer: PhantomData,
-        })
-    }
-
-    /// Copies `values` to its front.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if they are more.
-    pub fn write(&self, device: &Device, values: &[T]) -> Result<(), Error> {
-        fits(values.len() <= self.len, || {
-            format!("{} values into a buffer of {}", values.len(), self.len)
-        })?;
-        if values.is_empty() {
-            return Ok(());
-        }
-        driver!(
-            device.0,
-            cuMemcpyHtoDAsync_v2(
-                self.address,
-                values.as_ptr().cast(),
-                size_of_val(values),
-                device.0.stream
-            )
-        )
-    }
-
-    /// What lies in it, once all work before is done.
-    ///
-    /// # Errors
-    /// [`Error::Call`] if something of that failed.
-    pub fn read(&self, device: &Device) -> Result<Vec<T>, Error> {
-        let mut values = vec![T::default(); self.len];
-        if self.len > 0 {
-            let bytes = size_of_val(values.as_slice());
-            driver!(
-                device.0,
-                cuMemcpyDtoHAsync_v2(
-                    values.as_mut_ptr().cast(),
-                    self.address,
-                    bytes,
-                    device.0.stream
-                )
-            )?;
-        }
-        device.synchronize()?;
-        Ok(values)
-    }
-
-    /// Fills it with zeros.
-    ///
-    /// # Errors
-    /// [`Error::Call`] where the driver refuses.
-    pub fn clear(&self, device: &Device) -> Result<(), Error> {
-        if self.len == 0 {
-            return Ok(());
-        }
-        driver!(
-            device.0,
-            cuMemsetD8Async(self.address, 0, self.len * size_of::<T>(), device.0.stream)
-        )
-    }
-
-    /// Copies another view's elements to its front.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if they are more.
-    pub fn copy_from(&self, device: &Device, from: View<'_, T>) -> Result<(), Error> {
-        fits(from.len <= self.len, || {
-            format!("{} elements into {}", from.len, self.len)
-        })?;
-        driver!(
-            device.0,
-            cuMemcpyDtoDAsync_v2(
-                self.address,
-                from.address,
-                from.len * size_of::<T>(),
-                device.0.stream
-            )
-        )
-    }
-
-    pub(crate) fn argument(&self) -> Argument {
-        Argument::Pointer(self.address)
-    }
-}
-
-/// Memory of the host that the device copies by itself. Its owner sees to it that no copy is under way when it is read or written.
-pub struct Pinned<T: Element> {
-    device: Device,
-    address: *mut T,
-    len: usize,
-}
-
-impl<T: Element> Pinned<T> {
-    /// What lies in it.
-    pub fn values(&self) -> &[T] {
-        // SAFETY: so many elements were allocated and set to zeros, and any bits are a value.
-        unsafe { std::slice::from_raw_parts(self.address, self.len) }
-    }
-
-    /// To change what lies in it.
-    pub fn values_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and borrowed by one.
-        unsafe { std::slice::from_raw_parts_mut(self.address, self.len) }
-    }
-}
-
-impl<T: Element> Drop for Pinned<T> {
-    fn drop(&mut self) {
-        let freed = driver!(self.device.0, cuMemFreeHost(self.address.cast()));
-        self.device.on_drop(freed);
-    }
-}
-
-/// Work that was recorded: one launch does all of it again, with what then lies in its buffers.
-pub struct Graph {
-    device: Device,
-    executable: Handle,
-}
-
-impl Graph {
-    /// Puts all of it on the stream.
-    ///
-    /// # Errors
-    /// [`Error::Call`] where the driver refuses.
-    pub fn launch(&self) -> Result<(), Error> {
-        driver!(
-            self.device.0,
-            cuGraphLaunch(self.executable, self.device.0.stream)
-        )
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        let freed = driver!(self.device.0, cuGraphExecDestroy(self.executable));
-        self.device.on_drop(freed);
-    }
-}
-
-/// A stream beside the device's own.
-pub struct SideStream {
-    device: Device,
-    stream: Handle,
-}
-
-impl SideStream {
-    /// Copies to the front of `to`, later. `from` must stay as it is until that is done.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if it does not fit.
-    pub fn copy_in<T: Element>(&self, to: View<'_, T>, from: &Pinned<T>) -> Result<(), Error> {
-        fits(from.len <= to.len, || {
-            format!("{} elements into {}", from.len, to.len)
-        })?;
-        driver!(
-            self.device.0,
-            cuMemcpyHtoDAsync_v2(
-                to.address,
-                from.address.cast(),
-                from.len * size_of::<T>(),
-                self.stream
-            )
-        )
-    }
-
-    /// Copies to the front of `to`, later. `to` must not be read until that is done.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if it does not fit.
-    pub fn copy_out<T: Element>(&self, to: &mut Pinned<T>, from: View<'_, T>) -> Result<(), Error> {
-        fits(from.len <= to.len, || {
-            format!("{} elements into {}", from.len, to.len)
-        })?;
-        driver!(
-            self.device.0,
-            cuMemcpyDtoHAsync_v2(
-                to.address.cast(),
-                from.address,
-                from.len * size_of::<T>(),
-                self.stream
-            )
-        )
-    }
-
-    /// Later work of this stream waits for the event.
-    ///
-    /// # Errors
-    /// [`Error::Call`] where the driver refuses.
-    pub fn wait_for(&self, event: &Event) -> Result<(), Error> {
-        driver!(
-            self.device.0,
-            cuStreamWaitEvent(self.stream, event.event, 0)
-        )
-    }
-}
-
-impl Drop for SideStream {
-    fn drop(&mut self) {
-        let freed = driver!(self.device.0, cuStreamDestroy_v2(self.stream));
-        self.device.on_drop(freed);
-    }
-}
-
-/// A point in a stream.
-pub struct Event {
-    device: Device,
-    event: Handle,
-}
-
-impl Event {
-    /// Is reached when all work of the device so far is done.
-    ///
-    /// # Errors
-    /// [`Error::Call`] where the driver refuses.
-    pub fn record(&self) -> Result<(), Error> {
-        driver!(
-            self.device.0,
-            cuEventRecord(self.event, self.device.0.stream)
-        )
-    }
-
-    /// Is reached when all work of that stream so far is done.
-    ///
-    /// # Errors
-    /// [`Error::Call`] where the driver refuses.
-    pub fn record_on(&self, stream: &SideStream) -> Result<(), Error> {
-        driver!(self.device.0, cuEventRecord(self.event, stream.stream))
-    }
-
-    /// Waits until it is reached.
-    ///
-    /// # Errors
-    /// [`Error::Call`] if work before it failed.
-    pub fn synchronize(&self) -> Result<(), Error> {
-        driver!(self.device.0, cuEventSynchronize(self.event))
-    }
-
-    /// Milliseconds from another event to this one; both were waited for.
-    ///
-    /// # Errors
-    /// [`Error::Call`] if one was not reached.
-    pub fn since(&self, earlier: &Self) -> Result<f32, Error> {
-        let mut ms = 0.0;
-        driver!(
-            self.device.0,
-            cuEventElapsedTime(&raw mut ms, earlier.event, self.event)
-        )?;
-        Ok(ms)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        let freed = driver!(self.device.0, cuEventDestroy_v2(self.event));
-        self.device.on_drop(freed);
-    }
 }
 
 /// A library that is asked for by its path.

@@ -33,8 +33,9 @@ pub struct Sites {
     pub rank: usize,
 }
 
-/// Subspace iterations that serving uses. With sixteen directions more than are kept, N is then within 1e-4 of the exact one where each
-/// singular value is a tenth below the one before it (`tests/software/read_out.rs`).
+/// Subspace iterations of a serving read-out. With sixteen directions beside those that are kept, N is then within 3e-8 of the exact one where
+/// each singular value is a tenth below the one before it; sums of random keys and values, which have no gap at all, it leaves at 0.25
+/// (16 iterations: 2e-3, 64: 4e-10). Measured on [96, 80] and [192, 192] by tests/software/read_out.rs.
 pub const ITERATIONS: usize = 4;
 /// Directions carried beside those that are kept.
 const OVERSAMPLING: usize = 16;

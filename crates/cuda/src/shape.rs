@@ -56,6 +56,24 @@ impl Shape {
         }
     }
 
+    /// A model of a few kilobytes, for the software device.
+    pub(crate) fn tiny() -> Self {
+        Self {
+            layers: 2,
+            hidden: 32,
+            intermediate: 48,
+            heads: Heads {
+                queries: 4,
+                keys: 2,
+                dim: 16,
+            },
+            vocab: 96,
+            positions: 256,
+            frequencies: (0..8).map(|i| 1e4f64.powf(-f64::from(i) / 8.0)).collect(),
+            ..Self::mistral_7b()
+        }
+    }
+
     /// Weights that a decode step reads: all of them but the embedding table, of which it reads one row a token.
     pub fn weights_of_step(&self) -> usize {
         let attention =

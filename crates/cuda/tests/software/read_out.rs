@@ -165,6 +165,49 @@ fn a_ridge_is_the_solution_of_its_equations() {
 }
 
 #[test]
+fn a_ridge_that_is_truncated_to_all_of_its_directions_is_the_whole_one() {
+    with_device(|device| {
+        let mut random = Random::new(5);
+        let (r1, r2, tokens) = (24, 16, 60);
+        let (k, v) = (
+            normal(&mut random, tokens * r1),
+            normal(&mut random, tokens * r2),
+        );
+        let kt = transpose(&k, tokens, r1);
+        let s = device
+            .upload(&narrow(&matmul(&kt, &v, r1, tokens, r2)))
+            .unwrap();
+        let g = device
+            .upload(&narrow(&matmul(&kt, &k, r1, tokens, r1)))
+            .unwrap();
+        let floors = device.zeros(1).unwrap();
+        let n = |rank: usize| {
+            let sites = Sites {
+                count: 1,
+                r1,
+                r2,
+                rank,
+            };
+            let read_out = ReadOut::new(device, Kind::Ridge, sites, ITERATIONS, &[0.5]).unwrap();
+            let slot = device.zeros::<bf16>(SiteCores::size(r1, r2, rank)).unwrap();
+            let to = Emitted {
+                slot: slot.view(),
+                offset: 0,
+                site_size: 0,
+            };
+            read_out
+                .run(device, s.view(), Some(g.view()), floors.view(), &to)
+                .unwrap();
+            emitted(&slot.read().unwrap(), 0, sites)
+        };
+        let (whole, all, half) = (n(0), n(16), n(8));
+        assert!(relative_error_of(&all, &whole) < 6e-3);
+        let lost = relative_error_of(&half, &whole);
+        assert!((0.05..0.95).contains(&lost), "{lost}");
+    });
+}
+
+#[test]
 fn sums_that_are_no_sums_are_refused_by_name_of_their_site() {
     with_device(|device| {
         let sites = Sites {
@@ -288,6 +331,49 @@ fn directions_that_no_token_wrote_stay_empty() {
     });
 }
 
+/// Random keys and values have no gap anywhere: this says what a fixed number of iterations then costs.
+#[test]
+fn a_spectrum_without_a_gap_comes_nearer_with_every_iteration() {
+    with_device(|device| {
+        let mut random = Random::new(4);
+        // An eighth of the directions is kept, as 128 of 1024 are.
+        let (n, rank, tokens) = (192, 24, 1000);
+        let [k, v] = [(); 2].map(|()| normal(&mut random, tokens * n));
+        let sums = narrow(&matmul(&transpose(&k, tokens, n), &v, n, tokens, n));
+        let (s, floors) = (device.upload(&sums).unwrap(), device.zeros(1).unwrap());
+        let sites = Sites {
+            count: 1,
+            r1: n,
+            r2: n,
+            rank,
+        };
+        let slot = device.zeros::<bf16>(SiteCores::size(n, n, rank)).unwrap();
+        let to = Emitted {
+            slot: slot.view(),
+            offset: 0,
+            site_size: 0,
+        };
+        let read = |iterations: usize| {
+            let read_out = ReadOut::new(device, Kind::Svd, sites, iterations, &[]).unwrap();
+            read_out
+                .run(device, s.view(), None, floors.view(), &to)
+                .unwrap();
+            found(&read_out, device, 0, rank, false)
+        };
+        let (exact, mut last) = (read(256), f64::INFINITY);
+        for iterations in [2, ITERATIONS, 16, 64] {
+            let error = relative_error_of(&read(iterations), &exact);
+            report(&format!(
+                "svd of random sums [{n}, {n}], rank {rank}, {iterations} iterations: {error:.1e}"
+            ));
+            assert!(error < last);
+            last = error;
+        }
+        assert!(last < 1e-2, "{last}");
+    });
+}
+
+/// Their ranks and sixteen directions more are all that there are, so any number of iterations finds them.
 #[test]
 fn golden_deltas_come_out_of_golden_states() {
     let Some(folder) = golden_part("mistral-r32-i24-q8-o_proj-s2") else {
@@ -341,7 +427,8 @@ fn golden_deltas_come_out_of_golden_states() {
                             r2,
                             rank,
                         };
-                        let read_out = ReadOut::new(device, Kind::Svd, sites, 24, &[]).unwrap();
+                        let read_out =
+                            ReadOut::new(device, Kind::Svd, sites, ITERATIONS, &[]).unwrap();
                         let slot = device.zeros::<bf16>(SiteCores::size(r1, r2, rank)).unwrap();
                         let (s, floors) = (
                             device.upload(&narrow(&values(state))).unwrap(),
@@ -378,9 +465,9 @@ fn golden_deltas_come_out_of_golden_states() {
                 }
             }
             report(&format!(
-                "{name}: {compared} deltas, 24 iterations, largest error {worst:.1e}"
+                "{name}: {compared} deltas, largest error {worst:.1e}"
             ));
-            assert!(compared > 0 && worst < 1e-3, "{name}: {worst}");
+            assert!(compared > 0 && worst < 1e-4, "{name}: {worst}");
         }
     });
 }

@@ -1,0 +1,350 @@
+//! Kernels against their twins.
+
+use half::bf16;
+
+use super::{ATTENDED, Noise, ROUNDED, Say, Scale, between};
+use crate::{
+    Device, Error,
+    ops::{self, Attention, Cache, Heads, Parts, Rotation, Sequences, SiteCores},
+    twin,
+};
+
+pub(super) fn rows(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(), Error> {
+    let (rows, d, f, vocab) = if scale == Scale::Real {
+        (67, 4096, 14_336, 32_000)
+    } else {
+        (3, 136, 48, 700)
+    };
+    let mut noise = Noise(1);
+    let (mut h, y, gain) = (
+        noise.bf16s(rows * d, 1.0),
+        noise.bf16s(rows * d, 1.0),
+        noise.bf16s(d, 1.0),
+    );
+    let (h_at, y_at, gain_at, x_at) = (
+        device.upload(&h)?,
+        device.upload(&y)?,
+        device.upload(&gain)?,
+        device.alloc::<bf16>(rows * d)?,
+    );
+    ops::rms_norm(
+        device,
+        x_at.view(),
+        h_at.view(),
+        Some(gain_at.view()),
+        rows,
+        d,
+        1e-5,
+    )?;
+    say(
+        format!("rms_norm [{rows}, {d}]"),
+        between(&x_at.read()?, &twin::rms_norm(&h, Some(&gain), d, 1e-5)),
+        ROUNDED,
+    );
+    ops::add_rms_norm(
+        device,
+        x_at.view(),
+        h_at.view(),
+        y_at.view(),
+        gain_at.view(),
+        rows,
+        d,
+        1e-5,
+    )?;
+    let want = twin::add_rms_norm(&mut h, &y, &gain, d, 1e-5);
+    say(
+        format!("add_rms_norm [{rows}, {d}]"),
+        between(&x_at.read()?, &want),
+        ROUNDED,
+    );
+    say(
+        "the residual behind it".into(),
+        between(&h_at.read()?, &h),
+        0.0,
+    );
+    let gate_up = noise.bf16s(rows * 2 * f, 2.0);
+    let (gate_up_at, m_at) = (device.upload(&gate_up)?, device.alloc(rows * f)?);
+    ops::silu_mul(device, m_at.view(), gate_up_at.view(), rows, f)?;
+    say(
+        format!("silu_mul [{rows}, {f}]"),
+        between(&m_at.read()?, &twin::silu_mul(&gate_up, f)),
+        ROUNDED,
+    );
+    let index: Vec<u32> = (0..rows as u32)
+        .map(|i| (i * 17) % (rows as u32 + 1))
+        .collect();
+    let index_at = device.upload(&index)?;
+    ops::gather_rows(device, x_at.view(), y_at.view(), index_at.view(), rows, d)?;
+    say(
+        format!("gather_rows [{rows}, {d}]"),
+        between(&x_at.read()?, &twin::gather_rows(&y, &index, d)),
+        0.0,
+    );
+    let logits: Vec<f32> = (0..rows * vocab).map(|_| noise.normal() as f32).collect();
+    let temperatures: Vec<f32> = (0..rows)
+        .map(|i| if i % 3 == 0 { 0.0 } else { 0.7 })
+        .collect();
+    let (logits_at, temperatures_at, drawn) = (
+        device.upload(&logits)?,
+        device.upload(&temperatures)?,
+        device.alloc(rows)?,
+    );
+    ops::sample(
+        device,
+        drawn.view(),
+        logits_at.view(),
+        temperatures_at.view(),
+        index_at.view(),
+        rows,
+        vocab,
+    )?;
+    let want = twin::sample(&logits, &temperatures, &index, vocab);
+    let wrong = drawn
+        .read()?
+        .iter()
+        .zip(&want)
+        .filter(|(got, want)| got != want)
+        .count();
+    // Two numbers that differ in the last bit of a logarithm may change places.
+    say(
+        format!("sample [{rows}, {vocab}], part of other tokens"),
+        wrong as f64 / rows as f64,
+        0.02,
+    );
+    Ok(())
+}
+
+pub(super) fn attention(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(), Error> {
+    let heads = if scale == Scale::Real {
+        Heads {
+            queries: 32,
+            keys: 8,
+            dim: 128,
+        }
+    } else {
+        Heads {
+            queries: 4,
+            keys: 2,
+            dim: 16,
+        }
+    };
+    let long = if scale == Scale::Real { 1000 } else { 90 };
+    let block_size = 16;
+    // (queries, position of the first) of each sequence; parts of keys.
+    let cases: [(Vec<(usize, usize)>, usize); 3] = [
+        (vec![(70, 0), (33, long / 2), (1, 3)], 1),
+        ((0..5).map(|i| (1, i * long / 4)).collect(), 2),
+        (vec![(1, long), (1, 0)], 32),
+    ];
+    let mut noise = Noise(2);
+    for (spans, splits) in cases {
+        let rows: usize = spans.iter().map(|(length, _)| length).sum();
+        let max_blocks = spans
+            .iter()
+            .map(|(length, position)| (length + position).div_ceil(block_size))
+            .max()
+            .unwrap_or(1);
+        let slots = spans.len() * max_blocks * block_size;
+        let mut qkv = noise.bf16s(rows * heads.stride(), 1.0);
+        let (mut k, mut v) = (
+            noise.bf16s(slots * heads.keys * heads.dim, 1.0),
+            noise.bf16s(slots * heads.keys * heads.dim, 1.0),
+        );
+        let positions = long + 128;
+        let angle = |i: usize| {
+            (i / (heads.dim / 2)) as f32
+                * 1e6f32.powf(-((i % (heads.dim / 2)) as f32) * 2.0 / heads.dim as f32)
+        };
+        let (cos, sin): (Vec<f32>, Vec<f32>) = (0..positions * heads.dim / 2)
+            .map(|i| (angle(i).cos(), angle(i).sin()))
+            .unzip();
+        let table: Vec<u32> = (0..(spans.len() * max_blocks) as u32).rev().collect();
+        let attention = Attention {
+            heads,
+            block_size,
+            window: 0,
+            splits,
+        };
+        let tile = ops::queries_of_tile(heads, splits);
+        let (mut start, mut tiles, mut row_positions, mut places) =
+            (0, Vec::new(), Vec::new(), Vec::new());
+        let mut sequences = Vec::new();
+        for (i, (&(length, position), blocks)) in
+            spans.iter().zip(table.chunks(max_blocks)).enumerate()
+        {
+            tiles.extend(
+                (0..length)
+                    .step_by(tile)
+                    .flat_map(|first| [i as u32, first as u32]),
+            );
+            row_positions.extend((position..position + length).map(|at| at as u32));
+            places.extend(
+                (position..position + length).map(|at| {
+                    blocks[at / block_size] * block_size as u32 + (at % block_size) as u32
+                }),
+            );
+            sequences.push(twin::Sequence {
+                start,
+                length,
+                position,
+                blocks: blocks.to_vec(),
+            });
+            start += length;
+        }
+        let numbers = |of: &dyn Fn(&twin::Sequence) -> usize| {
+            device.upload(&sequences.iter().map(|s| of(s) as u32).collect::<Vec<_>>())
+        };
+        let (starts, lengths, firsts) = (
+            numbers(&|s| s.start)?,
+            numbers(&|s| s.length)?,
+            numbers(&|s| s.position)?,
+        );
+        let (tiles_at, table_at, positions_at, places_at) = (
+            device.upload(&tiles)?,
+            device.upload(&table)?,
+            device.upload(&row_positions)?,
+            device.upload(&places)?,
+        );
+        let (qkv_at, k_at, v_at, cos_at, sin_at) = (
+            device.upload(&qkv)?,
+            device.upload(&k)?,
+            device.upload(&v)?,
+            device.upload(&cos)?,
+            device.upload(&sin)?,
+        );
+        let out = device.zeros::<bf16>(rows * heads.queries * heads.dim)?;
+        let (sums, extents) = (
+            device.alloc(rows * heads.queries * splits * heads.dim)?,
+            device.alloc(rows * heads.queries * splits * 2)?,
+        );
+        let cache = Cache {
+            k: k_at.view(),
+            v: v_at.view(),
+        };
+        let rotation = Rotation {
+            cos: cos_at.view(),
+            sin: sin_at.view(),
+        };
+        ops::rope_append(
+            device,
+            qkv_at.view(),
+            cache,
+            rotation,
+            positions_at.view(),
+            places_at.view(),
+            rows,
+            heads,
+        )?;
+        twin::rope_append(
+            &mut qkv,
+            &mut k,
+            &mut v,
+            &cos,
+            &sin,
+            &row_positions,
+            &places,
+            heads,
+        );
+        say(
+            format!("rope_append {spans:?}: rows"),
+            between(&qkv_at.read()?, &qkv),
+            1e-3,
+        );
+        say(
+            "its keys and values".into(),
+            between(&k_at.read()?, &k).max(between(&v_at.read()?, &v)),
+            1e-3,
+        );
+        let ragged = Sequences {
+            tiles: tiles_at.view(),
+            starts: starts.view(),
+            lengths: lengths.view(),
+            positions: firsts.view(),
+            blocks: table_at.view(),
+            count: spans.len(),
+            tile_count: tiles.len() / 2,
+        };
+        let parts = Parts {
+            sums: sums.view(),
+            extents: extents.view(),
+        };
+        ops::attend(
+            device,
+            out.view(),
+            Some(parts),
+            qkv_at.view(),
+            cache,
+            &ragged,
+            &attention,
+            rows,
+        )?;
+        let want = twin::attend(&qkv, &k, &v, &sequences, &attention);
+        say(
+            format!("attend {spans:?} in {splits}"),
+            between(&out.read()?, &want),
+            ATTENDED,
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn cores(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(), Error> {
+    let (rows, slots, shapes) = if scale == Scale::Real {
+        (64, 9, [(1024, 1024, 128), (256, 256, 0)])
+    } else {
+        (5, 3, [(64, 32, 8), (16, 24, 0)])
+    };
+    let mut noise = Noise(3);
+    for (r1, r2, rank) in shapes {
+        let size = SiteCores::size(r1, r2, rank);
+        let (arena, a) = (noise.bf16s(slots * size, 0.1), noise.bf16s(rows * r1, 1.0));
+        let chosen: Vec<i32> = (0..rows as i32)
+            .map(|i| i * 5 % (slots as i32 + 1) - 1)
+            .collect();
+        let scales: Vec<f32> = (0..rows).map(|i| i as f32 / rows as f32).collect();
+        let (arena_at, a_at, chosen_at, scales_at) = (
+            device.upload(&arena)?,
+            device.upload(&a)?,
+            device.upload(&chosen)?,
+            device.upload(&scales)?,
+        );
+        let (b, c) = (device.alloc(rows * rank.max(1))?, device.alloc(rows * r2)?);
+        let cores = SiteCores {
+            arena: arena_at.view(),
+            slot_size: size,
+            offset: 0,
+            r1,
+            r2,
+            rank,
+        };
+        ops::apply_cores(
+            device,
+            c.view(),
+            b.view(),
+            a_at.view(),
+            &cores,
+            chosen_at.view(),
+            scales_at.view(),
+            rows,
+        )?;
+        let want = twin::apply_cores(
+            &a,
+            &arena,
+            &chosen,
+            &scales,
+            twin::CoreShape {
+                slot_size: size,
+                offset: 0,
+                r1,
+                r2,
+                rank,
+            },
+        );
+        say(
+            format!("apply_cores [{rows}, {r1}] of rank {rank}"),
+            between(&c.read()?, &want),
+            ROUNDED,
+        );
+    }
+    Ok(())
+}

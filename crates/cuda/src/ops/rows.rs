@@ -1,0 +1,203 @@
+//! Norms, gathers, gates, biases and draws: kernels that take rows one by one.
+
+use half::bf16;
+
+use super::{eights, fits, holds, of, optional};
+use crate::{Device, Error, Kernel, View, device::Argument};
+
+/// y [T, D] = x [T, D] / sqrt(mean(x²) + eps) * gain `[D]`; no gain: 1.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn rms_norm(
+    device: &Device,
+    y: View<'_, bf16>,
+    x: View<'_, bf16>,
+    gain: Option<View<'_, bf16>>,
+    rows: usize,
+    d: usize,
+    eps: f32,
+) -> Result<(), Error> {
+    eights(&[d])?;
+    holds("y", y, rows * d)?;
+    holds("x", x, rows * d)?;
+    if let Some(gain) = gain {
+        holds("gain", gain, d)?;
+    }
+    let arguments = [
+        y.argument(),
+        x.argument(),
+        optional(gain),
+        of(d)?,
+        Argument::F32(eps),
+    ];
+    device.launch(Kernel::RmsNorm, [rows, 1, 1], 256, 0, &arguments)
+}
+
+/// h [T, D] += y [T, D]; then x [T, D] = `rms_norm` of h.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+#[expect(
+    clippy::too_many_arguments,
+    reason = "operands and sizes of one kernel"
+)]
+pub fn add_rms_norm(
+    device: &Device,
+    x: View<'_, bf16>,
+    h: View<'_, bf16>,
+    y: View<'_, bf16>,
+    gain: View<'_, bf16>,
+    rows: usize,
+    d: usize,
+    eps: f32,
+) -> Result<(), Error> {
+    eights(&[d])?;
+    for (name, view) in [("x", x), ("h", h), ("y", y)] {
+        holds(name, view, rows * d)?;
+    }
+    holds("gain", gain, d)?;
+    let arguments = [
+        x.argument(),
+        h.argument(),
+        y.argument(),
+        gain.argument(),
+        of(d)?,
+        Argument::F32(eps),
+    ];
+    device.launch(Kernel::AddRmsNorm, [rows, 1, 1], 256, 0, &arguments)
+}
+
+/// `rms_norm` of heads `first ..` `first + heads` of each row of x [T, stride], in place.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+#[expect(
+    clippy::too_many_arguments,
+    reason = "operands and sizes of one kernel"
+)]
+pub fn head_norm(
+    device: &Device,
+    x: View<'_, bf16>,
+    gain: View<'_, bf16>,
+    rows: usize,
+    first: usize,
+    heads: usize,
+    dh: usize,
+    stride: usize,
+    eps: f32,
+) -> Result<(), Error> {
+    holds("x", x, rows * stride)?;
+    holds("gain", gain, dh)?;
+    fits((first + heads) * dh <= stride, || {
+        format!("heads {first} + {heads} of {dh} in rows of {stride}")
+    })?;
+    let arguments = [
+        x.argument(),
+        gain.argument(),
+        of(first)?,
+        of(dh)?,
+        of(stride)?,
+        Argument::F32(eps),
+    ];
+    device.launch(Kernel::HeadNorm, [rows, heads, 1], 32, 0, &arguments)
+}
+
+/// out [T, D] = table [V, D] at index `[T]`; beyond the table: 0.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn gather_rows(
+    device: &Device,
+    out: View<'_, bf16>,
+    table: View<'_, bf16>,
+    index: View<'_, u32>,
+    rows: usize,
+    d: usize,
+) -> Result<(), Error> {
+    eights(&[d])?;
+    holds("out", out, rows * d)?;
+    holds("index", index, rows)?;
+    let arguments = [
+        out.argument(),
+        table.argument(),
+        index.argument(),
+        of(d)?,
+        of(table.len / d)?,
+    ];
+    device.launch(Kernel::GatherRows, [rows, 1, 1], 256, 0, &arguments)
+}
+
+/// m [T, F] = silu(gate) up of gate_up [T, 2F].
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn silu_mul(
+    device: &Device,
+    m: View<'_, bf16>,
+    gate_up: View<'_, bf16>,
+    rows: usize,
+    f: usize,
+) -> Result<(), Error> {
+    eights(&[f])?;
+    holds("m", m, rows * f)?;
+    holds("gate_up", gate_up, rows * 2 * f)?;
+    let arguments = [m.argument(), gate_up.argument(), of(f)?];
+    device.launch(
+        Kernel::SiluMul,
+        [rows, (f / 8).div_ceil(256), 1],
+        256,
+        0,
+        &arguments,
+    )
+}
+
+/// x [T, N] += bias `[N]`.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn add_bias(
+    device: &Device,
+    x: View<'_, bf16>,
+    bias: View<'_, bf16>,
+    rows: usize,
+    n: usize,
+) -> Result<(), Error> {
+    holds("x", x, rows * n)?;
+    holds("bias", bias, n)?;
+    device.launch(
+        Kernel::AddBias,
+        [rows, 1, 1],
+        256,
+        0,
+        &[x.argument(), bias.argument(), of(n)?],
+    )
+}
+
+/// out `[T]`: a token drawn from logits [T, V]: the largest at temperature 0, else by Gumbel noise of seeds `[T]`.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn sample(
+    device: &Device,
+    out: View<'_, u32>,
+    logits: View<'_, f32>,
+    temperatures: View<'_, f32>,
+    seeds: View<'_, u32>,
+    rows: usize,
+    vocab: usize,
+) -> Result<(), Error> {
+    holds("out", out, rows)?;
+    holds("logits", logits, rows * vocab)?;
+    holds("temperatures", temperatures, rows)?;
+    holds("seeds", seeds, rows)?;
+    fits(vocab > 0, || "a vocabulary of nothing".into())?;
+    let arguments = [
+        out.argument(),
+        logits.argument(),
+        temperatures.argument(),
+        seeds.argument(),
+        of(vocab)?,
+    ];
+    device.launch(Kernel::Sample, [rows, 1, 1], 1024, 0, &arguments)
+}
