@@ -152,7 +152,8 @@ pub struct Engine {
     pub core_budget_bytes: Option<usize>,
     /// Whether quantised weights are expanded to f32.
     pub dequantize: Option<bool>,
-    /// What activations are rounded to where weights are quantised: `f32` (nothing) or `int8`, which is several times as fast.
+    /// What activations are rounded to where weights are quantised: `int8`, several times as fast and the default, or `f32`
+    /// (nothing), which is the dequantised model.
     pub activations: Option<Activations>,
 }
 

@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "PYTHON")]
     pub torch: Option<PathBuf>,
     /// What activations are rounded to where weights are quantised: f32 (nothing) or int8.
-    #[arg(long, value_name = "PROFILE", default_value_t)]
+    #[arg(long, value_name = "PROFILE", default_value_t = Activations::Int8)]
     pub activations: Activations,
     /// Only these cases (all without it).
     #[arg(long, value_enum, value_name = "CASE")]

@@ -86,7 +86,7 @@ pub struct Args {
     /// strength, and of several documents those that speak of its words
     #[arg(long)]
     pub whole: bool,
-    /// What activations are rounded to where weights are quantised: f32 (nothing) or int8, as when serving
+    /// What activations are rounded to where weights are quantised: f32 (nothing) or int8, the default when serving
     #[arg(long, value_name = "PROFILE", default_value_t)]
     pub activations: Activations,
     /// The share of malformed rows that is put up with, from 0 to 1

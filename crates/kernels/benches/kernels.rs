@@ -27,6 +27,12 @@ fn linear(format: WeightFormat, out: usize, width: usize) -> Linear {
     Linear::new(format, &vec![0x11; bytes], out, width).unwrap()
 }
 
+/// The same for activations in int8.
+fn rounding(format: WeightFormat, out: usize, width: usize) -> Linear {
+    let bytes = format.row_bytes(width).unwrap() * out;
+    Linear::with_int8_activations(format, &vec![0x11; bytes], out, width).unwrap()
+}
+
 fn products(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("linear");
     let (out, width) = (1536, 576);
@@ -47,6 +53,12 @@ fn products(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(format!("{format:?}"), t), |b| {
                 b.iter(|| linear.forward(black_box(&x)).unwrap())
             });
+            let rounding = rounding(format, out, width);
+            if rounding.rounds_activations() {
+                group.bench_function(BenchmarkId::new(format!("{format:?} x int8"), t), |b| {
+                    b.iter(|| rounding.forward(black_box(&x)).unwrap())
+                });
+            }
         }
         let w = random((width, out));
         group.bench_function(BenchmarkId::new("candle matmul", t), |b| {

@@ -31,6 +31,8 @@ impl Server {
         command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(arguments)
+            // What others compute is compared with the dequantised model.
+            .env("IMPRINT_ENGINE_ACTIVATIONS", "f32")
             .stdout(Stdio::piped());
         let mut child = command.spawn().context("the server does not start")?;
         let mut output = BufReader::new(child.stdout.take().context("the server has no stdout")?);

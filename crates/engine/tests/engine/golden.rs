@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, safetensors};
 use engine::{
-    Chosen, Command, Config, Engine, Event, RequestId, SessionId, Strategy, TenantId, TokenId,
+    Activations, Chosen, Command, Config, Engine, Event, RequestId, SessionId, Strategy, TenantId,
+    TokenId,
 };
 
 use crate::support::{failures, forget, fork, ingest, publish};
@@ -84,6 +85,8 @@ fn golden_streams_told_through_the_engine_agree() {
         .expect("reference vectors");
     let config = Config {
         kv_blocks: 64,
+        // The vectors are of the dequantised model.
+        activations: Activations::F32,
         ..Config::default()
     };
     let mut real = Real(
