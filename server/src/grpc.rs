@@ -23,7 +23,12 @@ use lm::text::Text;
 use tokio::sync::watch;
 
 use crate::{
-    edge::Phase, engine_thread::Handle, metrics::Metrics, places::Places, sessions::Sessions,
+    auth::Tenant,
+    edge::Phase,
+    engine_thread::Handle,
+    metrics::Metrics,
+    places::{Place, Places},
+    sessions::Sessions,
     status::Error,
 };
 
@@ -70,6 +75,17 @@ impl Shared {
             .and_then(|generator| generator.bos)
             .unwrap_or_else(|| text.adds_bos());
         text.bos().or(model.bos).filter(|_| wanted)
+    }
+
+    /// Takes a place for a request, unless by what was measured its time would be over before it had a turn.
+    fn admit(&self, tenant: &Tenant, deadline: Option<Instant>) -> Result<Place, Error> {
+        let wait = self.metrics.usage().wait;
+        if deadline
+            .is_some_and(|deadline| deadline.saturating_duration_since(Instant::now()) < wait)
+        {
+            return Err(Error::TooLate { wait });
+        }
+        self.requests.take(tenant)
     }
 
     /// Whether the name is the model's, or empty.

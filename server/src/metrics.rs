@@ -175,7 +175,9 @@ impl Metrics {
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
     }
 
-    fn usage(&self) -> Usage {
+    /// What was in use a moment ago.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

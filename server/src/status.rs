@@ -16,6 +16,8 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 pub const DOMAIN: &str = "imprint";
 /// When to try again if the server is full.
 const RETRY: Duration = Duration::from_millis(500);
+/// The longest that a caller is told to wait.
+const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Characters of a client's text that are told back.
 const ECHO: usize = 64;
@@ -91,6 +93,12 @@ pub enum Error {
     Busy {
         /// The calls.
         what: &'static str,
+    },
+    /// Too much comes before the request: its time would be over before its turn.
+    #[error("the wait would be {} ms, longer than the deadline leaves", .wait.as_millis())]
+    TooLate {
+        /// The wait, by what was measured.
+        wait: Duration,
     },
     /// The session's log refuses.
     #[error(transparent)]
@@ -227,6 +235,11 @@ fn map(error: &Error) -> Answer {
             .with("limit", limit)
             .retry(),
         Error::Busy { what } => answer(ResourceExhausted, "BUSY").with("what", what).retry(),
+        Error::TooLate { wait } => Answer {
+            // Until what comes before is done.
+            retry: Some((*wait).clamp(RETRY, MAX_RETRY)),
+            ..answer(ResourceExhausted, "WAIT_EXCEEDS_DEADLINE").with("wait_ms", wait.as_millis())
+        },
         Error::Store(store) => match store {
             store::Error::UnknownSession(session) => {
                 answer(NotFound, "SESSION_NOT_FOUND").with("session_id", session)

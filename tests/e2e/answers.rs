@@ -669,3 +669,44 @@ async fn a_long_prompt_is_tokenised_as_a_short_one_is() {
         .unwrap_err();
     refused(&error, Code::InvalidArgument, "CONTEXT_LENGTH");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_have_its_turn_in_time_is_refused_at_once() {
+    let world = World::endless(|config| config.engine.max_running = Some(1)).await;
+    // How long an answer takes is known then.
+    world.generate(ask("hello", 2000)).await.unwrap();
+    let mut running = Vec::new();
+    for _ in 0..20 {
+        running.push(
+            world
+                .answers()
+                .generate(ask("hello", ENDLESS))
+                .await
+                .unwrap(),
+        );
+    }
+    let refusal = async {
+        loop {
+            let mut request = Request::new(ask("x", 1));
+            // The server's deadline alone: the client would not wait for what it says.
+            let metadata = request.metadata_mut();
+            metadata.insert("grpc-timeout", "50m".parse().unwrap());
+            let answer = match world.answers().generate(request).await {
+                Ok(answer) => collect(answer.into_inner()).await.map(drop),
+                Err(error) => Err(error),
+            };
+            match answer {
+                Err(error) if error.code() == Code::ResourceExhausted => break error,
+                // What waits is counted now and then.
+                Err(error) => refused(&error, Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+                Ok(()) => panic!("there is no place"),
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(30), refusal)
+        .await
+        .unwrap();
+    refused(&error, Code::ResourceExhausted, "WAIT_EXCEEDS_DEADLINE");
+    let retry = error.get_details_retry_info().unwrap().retry_delay.unwrap();
+    assert!(retry >= Duration::from_millis(50), "{retry:?}");
+}

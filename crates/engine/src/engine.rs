@@ -26,6 +26,7 @@ use crate::{
     error::{ConfigError, Error},
     event::{Event, Rejected},
     ids::{SessionId, TenantId},
+    load::{Before, Load},
     model::ModelInfo,
     pace::Pace,
     request::{Adapter, Request},
@@ -70,6 +71,8 @@ pub struct Usage {
     pub cached_tokens: u64,
     /// How many times a running request had to give up its blocks, to be computed again.
     pub preempted: u64,
+    /// How long a request that came now would wait until its prompt is read, by what was measured; 0 where nothing was.
+    pub wait: Duration,
 }
 
 /// One frozen model with its sessions and requests. One thread owns it.
@@ -97,6 +100,7 @@ pub struct Engine {
     /// The tenant of which the last request started.
     last_started: TenantId,
     pace: Pace,
+    load: Load,
     /// When running answers had their last tokens.
     drawn: Option<Instant>,
     next_turn: u64,
@@ -170,6 +174,7 @@ impl Engine {
             turns: Turns::default(),
             last_started: TenantId::default(),
             pace: Pace::default(),
+            load: Load::default(),
             drawn: None,
             next_turn: 0,
             steps: 0,
@@ -207,6 +212,7 @@ impl Engine {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             preempted: self.preempted,
+            wait: self.wait(),
         }
     }
 
@@ -220,6 +226,22 @@ impl Engine {
             host_bytes: self.state_bytes().saturating_add(self.traces.used()),
             ..self.tiers
         }
+    }
+
+    fn wait(&self) -> Duration {
+        let come = self.running.iter().chain(&self.waiting);
+        let mut before = Before {
+            tokens: come.clone().map(Request::unread).sum(),
+            requests: come.count(),
+            places: self.config.max_running,
+        };
+        for command in &self.commands {
+            if let Command::Generate { prompt, .. } | Command::Score { prompt, .. } = command {
+                before.tokens = before.tokens.saturating_add(prompt.len());
+                before.requests += 1;
+            }
+        }
+        self.load.wait(before)
     }
 
     fn state_bytes(&self) -> usize {
@@ -303,6 +325,8 @@ impl Engine {
         let done = now();
         let took = done.saturating_duration_since(ready);
         self.pace.saw(batch.decode, batch.bulk(), took, self.steps);
+        let all = spent.saturating_add(took);
+        self.load.step(batch.prefill, batch.prefill_asked, all);
         self.hand_round(&batch, &logits, done, events);
         if self.running.is_empty() {
             self.settle(events);

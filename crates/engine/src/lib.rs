@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod event;
 mod ids;
+mod load;
 mod model;
 mod pace;
 mod prefix;

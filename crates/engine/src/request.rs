@@ -3,7 +3,7 @@
 //! Generation and scoring are one thing here: a sequence that is fed to the model, and rows of logits that come back. Start
 //! at [`Request::took`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     blocks::{BlockAllocator, Blocks},
@@ -121,6 +121,18 @@ impl Request {
         };
         request.next_continuation();
         request
+    }
+
+    /// Tokens of it that are known but not read.
+    pub(crate) fn unread(&self) -> usize {
+        self.sequence.len() - self.fed
+    }
+
+    /// How long it has run by now.
+    pub(crate) fn ran(&self, now: Instant) -> Duration {
+        self.started.map_or(Duration::ZERO, |started| {
+            now.saturating_duration_since(started)
+        })
     }
 
     /// Whose it is, and its place in the order of arrival.

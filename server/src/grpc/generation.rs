@@ -71,7 +71,7 @@ impl GenerationService for Service {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let arrived = Instant::now();
         let (tenant, deadline) = (tenant(&request)?, deadline(&request));
-        let place = self.0.requests.take(&tenant)?;
+        let place = self.0.admit(&tenant, deadline)?;
         let request = request.into_inner();
         let bytes = ask::bytes(request.prompt.as_ref());
         let ask = self.checked(bytes, |shared| ask::generate(shared, request));
@@ -120,7 +120,7 @@ impl GenerationService for Service {
         request: Request<v1::ScoreRequest>,
     ) -> Result<Response<v1::ScoreResponse>, Status> {
         let (tenant, deadline) = (tenant(&request)?, deadline(&request));
-        let place = self.0.requests.take(&tenant)?;
+        let place = self.0.admit(&tenant, deadline)?;
         let request = request.into_inner();
         let bytes = ask::bytes(request.prompt.as_ref())
             .saturating_add(ask::continuation_bytes(&request.continuations));

@@ -40,6 +40,9 @@ fn a_full_server_says_when_to_try_again() {
     for error in [
         Error::Busy { what: "requests" },
         Error::ShuttingDown,
+        Error::TooLate {
+            wait: std::time::Duration::MAX,
+        },
         Error::TooManySessions { limit: 1 },
     ] {
         assert!(

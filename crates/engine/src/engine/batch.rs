@@ -45,6 +45,9 @@ pub(super) struct Batch {
     pub(super) sessions: BTreeMap<SessionId, usize>,
     /// Running answers, of a token each.
     pub(super) decode: usize,
+    /// Tokens of prompts, and as many as could have run.
+    pub(super) prefill: usize,
+    pub(super) prefill_asked: usize,
 }
 
 impl Batch {
@@ -272,6 +275,10 @@ impl Engine {
         }
         let (plan, next) = scheduler::plan(left, self.turns, &prefill, &context);
         self.turns = next;
+        let (read, asked) = (
+            plan.prefill.iter().sum(),
+            prefill.iter().map(|(_, tokens)| tokens).sum(),
+        );
         let mut prefill = plan.prefill.into_iter();
         let requests = self.running.iter().map(|request| {
             if request.decodes() {
@@ -284,6 +291,8 @@ impl Engine {
             requests: requests.collect(),
             sessions: BTreeMap::new(),
             decode,
+            prefill: read,
+            prefill_asked: asked,
         };
         let (_, waited) = self.window_waits;
         if plan.context.iter().any(|&tokens| tokens > 0) || turns.is_empty() {
@@ -379,6 +388,7 @@ impl Engine {
             }
             if ended {
                 self.allocator.release(&mut request.blocks);
+                self.load.ended(request.ran(now));
             } else if request.generates() {
                 self.running.push(request);
             } else {

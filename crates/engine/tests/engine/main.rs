@@ -5,6 +5,7 @@
 
 mod bounds;
 mod context;
+mod faults;
 mod golden;
 mod mixed;
 mod preemption;
