@@ -21,7 +21,14 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("imprint-client", &["imprint-proto"]),
     (
         "bench",
-        &["engine", "lm", "generator", "kernels", "imprint-client"],
+        &[
+            "engine",
+            "lm",
+            "generator",
+            "kernels",
+            "store",
+            "imprint-client",
+        ],
     ),
     (
         "eval",

@@ -30,3 +30,5 @@ mod sessions;
 mod shutdown;
 #[path = "e2e/smollm2.rs"]
 mod smollm2;
+#[path = "e2e/tiers.rs"]
+mod tiers;

@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     metrics::{Metrics, Watch},
+    snapshots::{Disk, Gauge, Job, Place, without_disk},
     states::Account,
     status::Error,
 };
@@ -226,7 +227,7 @@ impl Handle {
     }
 }
 
-/// Loads the engine on its own thread and returns the way to it once it is loaded.
+/// Loads the engine on its own thread and returns the way to it once it is loaded. What leaves memory is kept in `place`, if there is one.
 ///
 /// # Errors
 /// What the engine says of model, generator and configuration; [`Error::EngineStopped`] if the thread cannot be had.
@@ -235,10 +236,12 @@ pub async fn start(
     generator: Option<PathBuf>,
     settings: engine::Config,
     metrics: Arc<Metrics>,
+    place: Option<Place>,
 ) -> Result<(Handle, JoinHandle<()>), StartError> {
     let (mailbox, messages) = mpsc::channel(MAILBOX);
     let (loaded, load) = oneshot::channel();
     let (flag, broken) = watch::channel(false);
+    let mine = mailbox.downgrade();
     let body = move || {
         let flag = Flag(flag);
         let engine = match Engine::load(&model, generator.as_deref(), settings) {
@@ -249,7 +252,12 @@ pub async fn start(
             }
         };
         if loaded.send(Ok(Arc::clone(engine.model()))).is_ok() {
-            Worker::new(engine, messages, Watch::new(metrics)).run();
+            let gauge = Gauge::default();
+            let keeper = gauge.clone();
+            let disk = place.and_then(|place| keep(place, engine.model(), keeper, mine));
+            let mut worker = Worker::new(engine, messages, Watch::new(metrics));
+            (worker.disk, worker.gauge) = (disk, gauge);
+            worker.run();
         }
         drop(flag);
     };
@@ -266,6 +274,28 @@ pub async fn start(
         },
         thread,
     ))
+}
+
+/// Starts what keeps snapshots; its answers come through the mailbox, which it does not keep open.
+fn keep(
+    place: Place,
+    model: &ModelInfo,
+    gauge: Gauge,
+    mailbox: mpsc::WeakSender<Message>,
+) -> Option<Disk> {
+    let generator = model.generator.as_ref()?;
+    let made_with = (model.digest.clone(), generator.digest.clone());
+    let answer = move |command| {
+        let message = Message {
+            command,
+            attach: Attach::Nobody,
+        };
+        let mailbox = mailbox.upgrade();
+        mailbox.is_some_and(|mailbox| mailbox.blocking_send(message).is_ok())
+    };
+    Disk::start(place, made_with, gauge, answer)
+        .inspect_err(|error| tracing::warn!(%error, "no snapshots: sessions that leave memory are read again"))
+        .ok()
 }
 
 /// Why there is no engine.
@@ -296,6 +326,8 @@ impl Drop for Flag {
 trait Machine {
     fn push(&mut self, command: Command) -> Result<(), Box<Full>>;
     fn idle(&self) -> bool;
+    /// Whether the engine waits for a snapshot.
+    fn waits(&self) -> bool;
     fn step(&mut self, events: &mut Vec<Event>) -> Result<(), engine::Error>;
     fn usage(&self) -> Usage;
 }
@@ -309,6 +341,10 @@ impl Machine for Engine {
         Engine::idle(self)
     }
 
+    fn waits(&self) -> bool {
+        Engine::waits(self)
+    }
+
     fn step(&mut self, events: &mut Vec<Event>) -> Result<(), engine::Error> {
         Engine::step(self, Instant::now, events)
     }
@@ -316,6 +352,15 @@ impl Machine for Engine {
     fn usage(&self) -> Usage {
         Engine::usage(self)
     }
+}
+
+/// What is in use, on disk, too.
+fn usage(engine: &impl Machine, gauge: &Gauge) -> Usage {
+    let mut usage = engine.usage();
+    let kept = gauge.kept();
+    usage.tiers.disk_files = kept.files;
+    usage.tiers.disk_bytes = kept.bytes;
+    usage
 }
 
 struct Worker<M> {
@@ -329,6 +374,10 @@ struct Worker<M> {
     /// Commands about sessions that the engine had no room for, in order.
     held: VecDeque<Command>,
     watch: Watch,
+    /// Where snapshots are kept.
+    disk: Option<Disk>,
+    /// What is kept there.
+    gauge: Gauge,
 }
 
 impl<M: Machine> Worker<M> {
@@ -342,6 +391,8 @@ impl<M: Machine> Worker<M> {
             forgets: HashMap::new(),
             held: VecDeque::new(),
             watch,
+            disk: None,
+            gauge: Gauge::default(),
         }
     }
 
@@ -349,13 +400,15 @@ impl<M: Machine> Worker<M> {
     fn run(mut self) {
         let mut events = Vec::new();
         loop {
-            if self.engine.idle() && self.held.is_empty() {
+            // What is waited for comes through the mailbox, too.
+            let waits = self.engine.waits();
+            if self.engine.idle() && (self.held.is_empty() || waits) {
                 match self.messages.blocking_recv() {
                     Some(message) => self.take(message),
                     None => return,
                 }
             }
-            while self.held.len() < HELD {
+            while self.held.len() < HELD || waits {
                 match self.messages.try_recv() {
                     Ok(message) => self.take(message),
                     Err(mpsc::error::TryRecvError::Empty) => break,
@@ -376,7 +429,8 @@ impl<M: Machine> Worker<M> {
                 self.dispatch(event);
             }
             let idle = self.engine.idle() && self.held.is_empty();
-            self.watch.stepped(idle, now, || self.engine.usage());
+            let (engine, gauge) = (&self.engine, &self.gauge);
+            self.watch.stepped(idle, now, || usage(engine, gauge));
         }
     }
 
@@ -426,6 +480,8 @@ impl<M: Machine> Worker<M> {
                 | Command::Score { .. }
                 | Command::Export { .. }
                 | Command::Cancel { .. }
+                | Command::Restored { .. }
+                | Command::Saved { .. }
         );
         if !request && !self.held.is_empty() {
             self.held.push_back(command);
@@ -467,6 +523,7 @@ impl<M: Machine> Worker<M> {
                 link.account().end();
             }
             self.told.remove(&session);
+            self.ask_disk(Job::Remove { session });
             self.forgets.retain(|(of, _), _| *of != session);
         }
         None
@@ -527,6 +584,8 @@ impl<M: Machine> Worker<M> {
                 document,
                 newest,
             } => {
+                // What is kept of it is of the document, too.
+                self.ask_disk(Job::Remove { session });
                 self.renew(session, newest, |account| account.forgotten(newest.seq.0));
                 if let Some(done) = self.forgets.remove(&(session, document)) {
                     // Who asked may have gone.
@@ -538,11 +597,31 @@ impl<M: Machine> Worker<M> {
                 rejected,
                 error,
             } => self.session_failed(session, rejected, error),
+            Event::Save { session, snapshot } => self.ask_disk(Job::Save { session, snapshot }),
+            Event::Wanted {
+                session,
+                digest,
+                need,
+            } => self.ask_disk(Job::Want {
+                session,
+                digest,
+                need,
+            }),
             Event::Token { request, .. } => self.reply(request, event, false),
             Event::Finished { request, .. }
             | Event::Scored { request, .. }
             | Event::Exported { request, .. }
             | Event::Failed { request, .. } => self.reply(request, event, true),
+        }
+    }
+
+    fn ask_disk(&mut self, job: Job) {
+        let undone = match &self.disk {
+            Some(disk) => disk.send(job).err(),
+            None => Some(job),
+        };
+        if let Some(command) = undone.as_ref().and_then(without_disk) {
+            self.push(command);
         }
     }
 

@@ -14,6 +14,7 @@ pub mod models;
 pub mod places;
 mod serve;
 pub mod sessions;
+pub mod snapshots;
 pub mod states;
 pub mod status;
 #[cfg(test)]

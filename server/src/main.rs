@@ -99,6 +99,15 @@ enum BenchWhat {
     },
     /// Make tables and a plot of what was measured
     Report(bench::page::Args),
+    /// Many sessions, few of them in memory: bytes of each tier, time to the first token
+    Sessions {
+        /// What is measured.
+        #[command(flatten)]
+        flags: Flags,
+        /// How to measure.
+        #[command(flatten)]
+        args: bench::sessions::Args,
+    },
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -228,6 +237,16 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             what: BenchWhat::Report(args),
         } => {
             write!(io::stdout(), "{}", bench::page::run(&args)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Bench {
+            what: BenchWhat::Sessions { flags, args },
+        } => {
+            let config = Config::load(&flags)?;
+            compute_threads(&config)?;
+            let files = models::resolve(&config.model, &config.generator, &config.home)?;
+            let generator = files.generator.as_deref();
+            bench::sessions::run(&args, &files.model, generator, rayon::current_num_threads())?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Train { model, args } => {

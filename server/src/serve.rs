@@ -117,7 +117,7 @@ impl Server {
                 path: path.clone(),
                 source,
             })?;
-            tracing::warn!(path = %path.display(), "sessions live in memory today; nothing is written to the data folder");
+            tracing::warn!(path = %path.display(), "sessions live in memory today; only snapshots, which end with the process, are written to the data folder");
         }
         // The address first: one that is taken should not cost the loading of a model.
         let (listener, address) = bind(config.listen).await?;
@@ -146,8 +146,9 @@ impl Server {
         let settings = config.engine.settings();
         let (max_sessions, rules) = (settings.max_sessions, settings.clone());
         let counts = Arc::new(Metrics::new(&name));
+        let place = config.snapshots();
         let (engine, thread) =
-            engine_thread::start(model, generator, settings, Arc::clone(&counts)).await?;
+            engine_thread::start(model, generator, settings, Arc::clone(&counts), place).await?;
         let rules = session_rules(&config, &rules, &engine, &text);
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(

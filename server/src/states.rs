@@ -1,7 +1,8 @@
 //! The budget of states, counted before a chunk is committed: the engine never refuses what was acknowledged.
 //!
-//! Each session has an account of what the engine may come to count for it. It takes before a chunk is committed, and gives back when
-//! the engine says that it has read or forgotten, so it is never below the engine's own count. Start at [`Account::begin`].
+//! Each session has an account of what the engine may come to count for it while it is told something. It takes before a chunk is committed,
+//! and gives all back when the engine says that it has read: a session at rest may leave memory. So it is never below the engine's own
+//! count. Start at [`Account::begin`].
 
 #[cfg(test)]
 mod tests;
@@ -83,12 +84,8 @@ impl Account {
     /// States of so many documents, as `Config::state_budget_bytes` of the engine counts them; `behind`: one is open or unread.
     fn of(&self, documents: usize, behind: bool) -> usize {
         match (documents, self.strategy, behind) {
-            (0, ..) => 0,
-            (_, Strategy::Sequential, false) => 3,
+            (0, ..) | (_, _, false) => 0,
             (_, Strategy::Sequential, true) => 5,
-            (documents, Strategy::Concat | Strategy::Parallel, false) => {
-                documents.saturating_add(1)
-            }
             (documents, Strategy::Concat | Strategy::Parallel, true) => documents.saturating_add(4),
         }
     }

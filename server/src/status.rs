@@ -331,6 +331,7 @@ fn map(error: &Error) -> Answer {
             RequestError::UnknownSession { .. } | RequestError::SessionClosed { .. } => {
                 answer(NotFound, "SESSION_NOT_FOUND")
             }
+            RequestError::NotRestored { .. } => answer(Unavailable, "NOT_RESTORED").retry(),
             RequestError::RequestExists => answer(Internal, "REQUEST_EXISTS"),
             RequestError::ContextLength { tokens, limit } => {
                 answer(InvalidArgument, "CONTEXT_LENGTH")

@@ -47,10 +47,10 @@ async fn the_default_bounds_agree_with_each_other_for_the_generator_that_ships()
         usize::try_from(session.state_bytes).unwrap(),
         usize::try_from(session.core_bytes).unwrap(),
     );
-    // All sessions with a document each, and as many as requests run reading another one.
-    let reading = bounds.max_running * 2 * states;
-    assert!(bounds.max_sessions * states + reading <= bounds.state_budget_bytes);
-    assert!((bounds.max_sessions + bounds.max_running) * core <= bounds.core_budget_bytes);
+    // Beside as many open documents as requests run, two hundred sessions of one document rest with all that they hold.
+    let reading = bounds.max_running * 5 * states / 2;
+    assert!(200 * states + reading <= bounds.state_budget_bytes);
+    assert!((200 + 2 * bounds.max_running) * core <= bounds.core_budget_bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,11 +46,6 @@ impl<T> Held<T> {
         self.0.bytes
     }
 
-    /// Whether nobody else holds it.
-    pub(crate) fn is_alone(&self) -> bool {
-        Arc::strong_count(&self.0) == 1
-    }
-
     /// The value, to be changed, if nobody else holds it; [`Held::recount`] afterwards.
     pub(crate) fn own(&mut self) -> Option<&mut T> {
         Arc::get_mut(&mut self.0).map(|counted| &mut counted.value)

@@ -6,7 +6,10 @@ use std::ops::Range;
 
 use generator::Strategy;
 
-use crate::ids::{DocumentId, RequestId, Seq, SessionId, TenantId, TokenId};
+use crate::{
+    ids::{Digest, DocumentId, RequestId, Seq, SessionId, TenantId, TokenId},
+    snapshot::{Need, Snapshot},
+};
 
 /// A thing to do. Commands of a session take effect in the order of their `push`.
 #[derive(Clone, Debug)]
@@ -118,6 +121,32 @@ pub enum Command {
         request: RequestId,
         /// The session.
         session: SessionId,
+    },
+    /// Takes a session out of memory before a budget asks for it: sums and traces of its documents, and the newest version's core if
+    /// `core` says so. Nothing of one that is told something or asked for something now. It comes back when it is asked for. Not
+    /// answered.
+    Evict {
+        /// The session.
+        session: SessionId,
+        /// Whether the core leaves, too.
+        core: bool,
+    },
+    /// Answers `Wanted`: what has been kept of a session, as far as it can be had. What is missing or does not belong is made again from
+    /// the session's log.
+    Restored {
+        /// The session.
+        session: SessionId,
+        /// What there is.
+        snapshot: Option<Snapshot>,
+    },
+    /// Answers `Save`: whether the snapshot is kept.
+    Saved {
+        /// The session.
+        session: SessionId,
+        /// The state that it is of.
+        digest: Digest,
+        /// What is kept.
+        kept: Need,
     },
     /// Ends a request at once and frees what it holds. A generation is answered by `Finished` with `Cancelled`, the others by
     /// `Failed` with `Cancelled`; an unknown request (it may just have ended) is ignored.

@@ -30,7 +30,7 @@ pub struct Config {
     pub max_queued: usize,
     /// Commands that wait for the next step. One more is refused as `Full`.
     pub max_commands: usize,
-    /// Open sessions.
+    /// Open sessions, in memory or not. One that is not takes some kilobytes and 4 bytes a token.
     pub max_sessions: usize,
     /// Documents of a session, those forgotten not counted.
     pub max_documents: usize,
@@ -39,10 +39,11 @@ pub struct Config {
     /// Context tokens of all sessions that wait to be encoded. A chunk beyond it is refused as `Full`; a
     /// chunk that is larger by itself fails.
     pub max_queued_tokens: usize,
-    /// Bytes of all sessions' states (f32 sums). A session whose documents are all read holds the running fold, and one state
+    /// Bytes of the states (f32 sums) that are in memory. A session whose documents are all read holds the running fold, and one state
     /// per document where documents can be forgotten by refolding (concat, parallel); with sequential it is charged for the
     /// two that reading again would take. While a document is open or unread, it may come to hold more: the open window,
-    /// where that was not counted, and both of a provisional end. A document that does not fit is refused.
+    /// where that was not counted, and both of a provisional end. States of sessions at rest leave for those of others; a document
+    /// that does not fit beside those that cannot rest is refused.
     pub state_budget_bytes: usize,
     /// Bytes of what single tokens of documents wrote (bf16 keys and values), kept so that a request can be made of some sentences
     /// of a document. A document that does not fit goes on without: it is taken whole then. Open windows hold at most their own
@@ -53,6 +54,10 @@ pub struct Config {
     /// published: who asked for it is told, and the session keeps its older one. What a forgotten document leaves is published all
     /// the same, and no window waits.
     pub core_budget_bytes: usize,
+    /// A session that leaves memory is kept as a snapshot where that takes at most so many bytes for each token of its log; others, and
+    /// all with 0, are read again when they are asked for. Core, and sums with traces, are kept or not independently. Whoever drives the
+    /// engine answers `Save` and `Wanted` then.
+    pub snapshot_bytes_per_token: usize,
     /// Expand the frozen weights to f32 when loading.
     pub dequantize: bool,
     /// What the activations of maps with quantised weights are rounded to. With int8, the default, a model runs several times as
@@ -71,13 +76,14 @@ impl Default for Config {
             max_running: 32,
             max_queued: 256,
             max_commands: 4096,
-            max_sessions: 256,
+            max_sessions: 100_000,
             max_documents: 1024,
             max_session_tokens: 1 << 20,
             max_queued_tokens: 1 << 18,
             state_budget_bytes: 4 << 30,
             trace_budget_bytes: 1 << 30,
             core_budget_bytes: 1 << 30,
+            snapshot_bytes_per_token: 0,
             dequantize: false,
             activations: Activations::Int8,
         }

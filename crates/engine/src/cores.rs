@@ -1,36 +1,142 @@
-//! The budget of cores: what versions, windows and running requests hold, each core counted once.
+//! Slots: where the cores are that versions, windows and running requests hold, each counted once.
 //!
-//! Whether another one may come is asked before. Start at [`CoreBudget::check`].
+//! A slot is addressed by its index and a generation that grows whenever it is freed, so that an old address never reaches what stands
+//! there now; it is asked for before each use. Who holds a core leases its slot; when the last one lets go, the slot is scrubbed and
+//! free. On the CPU a slot is host memory of its core's size. Whether another core may come is asked before. Start at
+//! [`CoreBudget::check`].
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use generator::Core;
 
-use crate::{
-    budget::{Budget, Held},
-    error::SessionError,
-};
+use crate::error::SessionError;
 
-/// All cores of an engine.
+/// All slots of an engine.
 #[derive(Debug)]
-pub(crate) struct CoreBudget(Budget);
+pub(crate) struct CoreBudget {
+    table: Table,
+    limit: usize,
+}
 
-/// A core that counts.
-pub(crate) type HeldCore = Held<Core>;
+/// One thread owns the engine; the lock is for a snapshot that is dropped where it was written.
+type Table = Arc<Mutex<Slots>>;
+
+#[derive(Debug, Default)]
+struct Slots {
+    slots: Vec<Entry>,
+    free: Vec<usize>,
+    used: usize,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    generation: u64,
+    core: Option<Core>,
+    bytes: usize,
+}
+
+/// The address of a core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    index: usize,
+    generation: u64,
+}
+
+/// A core that counts. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct HeldCore(Arc<Lease>);
+
+#[derive(Debug)]
+struct Lease {
+    slot: Slot,
+    /// None once it is let go.
+    core: Option<Core>,
+    bytes: usize,
+    table: Table,
+}
+
+impl Slots {
+    fn put(&mut self, core: Core) -> Slot {
+        let bytes = core.bytes();
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Entry::default());
+            self.slots.len() - 1
+        });
+        let entry = &mut self.slots[index];
+        (entry.core, entry.bytes) = (Some(core), bytes);
+        self.used += bytes;
+        Slot {
+            index,
+            generation: entry.generation,
+        }
+    }
+
+    fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
+        let entry = self.slots.get_mut(slot.index)?;
+        (entry.generation == slot.generation && entry.core.is_some()).then_some(entry)
+    }
+
+    fn free(&mut self, slot: Slot) {
+        let Some(entry) = self.entry(slot) else {
+            return;
+        };
+        if let Some(mut core) = entry.core.take() {
+            core.scrub();
+        }
+        let bytes = std::mem::take(&mut entry.bytes);
+        entry.generation += 1;
+        self.used -= bytes;
+        self.free.push(slot.index);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Before the slot is scrubbed, which asks that nobody else sees it.
+        self.core = None;
+        locked(&self.table).free(self.slot);
+    }
+}
 
 impl HeldCore {
+    /// The core, while the slot is what it was.
     pub(crate) fn core(&self) -> &Core {
-        self.value()
+        let there = locked(&self.0.table).entry(self.0.slot).is_some();
+        let core = self.0.core.as_ref().filter(|_| there);
+        core.expect("a slot is freed when its last lease ends")
+    }
+
+    /// Its address.
+    #[cfg(test)]
+    fn slot(&self) -> Slot {
+        self.0.slot
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+
+    /// Whether nobody else holds it.
+    pub(crate) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 }
 
 impl CoreBudget {
     /// Nothing held yet, and at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        Self(Budget::new(limit))
+        Self {
+            table: Table::default(),
+            limit,
+        }
     }
 
     /// Bytes that are held.
     pub(crate) fn used(&self) -> usize {
-        self.0.used()
+        locked(&self.table).used
     }
 
     /// Whether a core may come to be held in the place of another one, which goes if nobody else holds it.
@@ -43,7 +149,7 @@ impl CoreBudget {
             .filter(|held| held.is_alone())
             .map_or(0, HeldCore::bytes);
         let bytes = (self.used().saturating_sub(goes)).saturating_add(core.bytes());
-        let limit = self.0.limit();
+        let limit = self.limit;
         if bytes > limit {
             Err(SessionError::CoreBudget { bytes, limit })
         } else {
@@ -54,6 +160,23 @@ impl CoreBudget {
     /// Holds a core, whether it fits or not.
     pub(crate) fn hold(&self, core: Core) -> HeldCore {
         let bytes = core.bytes();
-        self.0.hold(core, bytes)
+        let slot = locked(&self.table).put(core.clone());
+        HeldCore(Arc::new(Lease {
+            slot,
+            core: Some(core),
+            bytes,
+            table: Arc::clone(&self.table),
+        }))
     }
+
+    /// Whether this address still reaches a core.
+    #[cfg(test)]
+    fn reaches(&self, slot: Slot) -> bool {
+        locked(&self.table).entry(slot).is_some()
+    }
+}
+
+fn locked(table: &Table) -> MutexGuard<'_, Slots> {
+    // No change under this lock can panic half-way.
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -28,6 +28,23 @@ impl DocumentHash {
         self.tokens += tokens.len() as u64;
     }
 
+    /// As if the document ended here.
+    pub(crate) fn name(&self) -> DocumentName {
+        DocumentName {
+            hash: *self.hasher.finalize().as_bytes(),
+            tokens: self.tokens,
+        }
+    }
+}
+
+/// The hash of a whole document's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DocumentName {
+    hash: [u8; 32],
+    tokens: u64,
+}
+
+impl DocumentName {
     pub(crate) fn tokens(&self) -> usize {
         usize::try_from(self.tokens).unwrap_or(usize::MAX)
     }
@@ -50,11 +67,11 @@ impl StateHash {
         Self(hasher)
     }
 
-    pub(crate) fn push(&mut self, document: &DocumentHash) {
+    pub(crate) fn push(&mut self, document: &DocumentName) {
         if document.tokens > 0 {
             self.0
                 .update(&document.tokens.to_le_bytes())
-                .update(document.hasher.finalize().as_bytes());
+                .update(&document.hash);
         }
     }
 

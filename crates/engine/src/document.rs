@@ -6,7 +6,7 @@
 use generator::State;
 
 use crate::{
-    digest::DocumentHash,
+    digest::DocumentName,
     ids::{DocumentId, TokenId},
     traces::HeldTrace,
 };
@@ -34,13 +34,15 @@ pub(crate) struct Document {
     pub(crate) state: Option<State>,
     /// What its tokens wrote, once it is complete and read, where there is room for that.
     pub(crate) trace: Option<HeldTrace>,
+    /// Whether it had a trace when that left memory.
+    pub(crate) traced: bool,
     /// Of its tokens, once it is complete and read.
-    pub(crate) hash: DocumentHash,
+    pub(crate) hash: DocumentName,
 }
 
 impl Document {
     pub(crate) fn new(id: DocumentId, number: u64) -> Self {
-        let (tokens, hash) = (Vec::new(), DocumentHash::default());
+        let (tokens, hash) = (Vec::new(), DocumentName::default());
         Self {
             id,
             number,
@@ -49,6 +51,7 @@ impl Document {
             reported: 0,
             state: None,
             trace: None,
+            traced: false,
             hash,
         }
     }
@@ -87,7 +90,8 @@ impl Document {
             reported: self.reported,
             state,
             trace: self.trace.clone(),
-            hash: self.hash.clone(),
+            traced: self.traced,
+            hash: self.hash,
         })
     }
 }

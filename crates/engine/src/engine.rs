@@ -6,9 +6,10 @@
 mod batch;
 mod requests;
 mod sessions;
+mod tiers;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use std::{
 use generator::Generator;
 use lm::{KvCache, Lm, LoadOptions};
 
-use self::sessions::Begins;
+use self::{sessions::Begins, tiers::Waking};
 use crate::{
     blocks::BlockAllocator,
     command::Command,
@@ -86,7 +87,18 @@ pub struct Engine {
     cores: CoreBudget,
     traces: TraceBudget,
     commands: VecDeque<Command>,
+    /// Those that a step may have something to do with.
     sessions: BTreeMap<SessionId, Session>,
+    /// Those that hold nothing and are asked for nothing.
+    asleep: BTreeMap<SessionId, Session>,
+    /// Those that are asked for and not here.
+    waking: BTreeMap<SessionId, Waking>,
+    /// Those of which a snapshot is being kept.
+    saving: BTreeSet<SessionId>,
+    /// Requests whose sessions are not here, in order of arrival.
+    parked: VecDeque<Request>,
+    /// Whether a session that is asked for finds no room.
+    short: bool,
     /// In order of arrival; those that had to give up their blocks are among them.
     waiting: VecDeque<Request>,
     /// In order of their turns.
@@ -136,11 +148,15 @@ impl Engine {
             Some(generator) => (generator.new_state()?.bytes(), least_written(generator)),
             None => (0, 1),
         };
+        let core_bytes = lm.generator().map_or(0, Generator::core_bytes);
+        let trace_row_bytes = lm.generator().map_or(0, Generator::trace_bytes);
         let bounds = Bounds {
             vocab: lm.config().vocab,
             window_limit: lm.config().context_length.min(allocator.capacity_tokens()),
             least,
             state_bytes,
+            core_bytes,
+            trace_row_bytes,
             max_documents: config.max_documents,
             max_session_tokens: config.max_session_tokens,
         };
@@ -167,6 +183,11 @@ impl Engine {
             allocator,
             commands: VecDeque::new(),
             sessions: BTreeMap::new(),
+            asleep: BTreeMap::new(),
+            waking: BTreeMap::new(),
+            saving: BTreeSet::new(),
+            parked: VecDeque::new(),
+            short: false,
             waiting: VecDeque::new(),
             running: Vec::new(),
             arrived: 0,
@@ -190,22 +211,23 @@ impl Engine {
         &self.model
     }
 
+    /// The most bytes that a core takes; 0 without a generator.
+    #[must_use]
+    pub fn core_bytes(&self) -> usize {
+        self.bounds.core_bytes
+    }
+
     /// What is in use.
     pub fn usage(&self) -> Usage {
         Usage {
-            sessions: self.sessions.len(),
+            sessions: self.sessions.len() + self.asleep.len(),
             running: self.running.len(),
-            queued: self.waiting.len()
-                + self
-                    .commands
-                    .iter()
-                    .filter(|command| is_request(command))
-                    .count(),
+            queued: self.queued(),
             queued_tokens: self.queued_tokens(),
             free_blocks: self.allocator.free(),
             kept_blocks: self.allocator.kept(),
             blocks: self.allocator.total(),
-            state_bytes: self.state_bytes(),
+            state_bytes: self.resident_bytes(),
             core_bytes: self.cores.used(),
             trace_bytes: self.traces.used(),
             tiers: self.tiers(),
@@ -216,20 +238,32 @@ impl Engine {
         }
     }
 
+    /// Requests that wait to run.
+    fn queued(&self) -> usize {
+        let commands = self.commands.iter().chain(self.kept_back());
+        let asked = commands.filter(|command| is_request(command)).count();
+        self.waiting.len() + self.parked.len() + asked
+    }
+
     fn tiers(&self) -> Tiers {
-        let cored = self.sessions.values();
-        let cored = cored.filter(|session| session.newest().core.is_some());
+        let count = |has: fn(&Session) -> bool| {
+            let sessions = self.sessions.values();
+            sessions.filter(|session| has(session)).count()
+        };
+        let host = self.resident_bytes().saturating_add(self.traces.used());
         Tiers {
-            slot_sessions: cored.count(),
+            slot_sessions: count(|session| session.newest().core.is_some()),
             slot_bytes: self.cores.used(),
-            host_sessions: self.sessions.len(),
-            host_bytes: self.state_bytes().saturating_add(self.traces.used()),
+            host_sessions: count(|session| session.resident_bytes() > 0),
+            host_bytes: host,
+            asleep_sessions: self.asleep.len(),
+            waking_sessions: self.waking.len(),
             ..self.tiers
         }
     }
 
     fn wait(&self) -> Duration {
-        let come = self.running.iter().chain(&self.waiting);
+        let come = self.running.iter().chain(&self.waiting).chain(&self.parked);
         let mut before = Before {
             tokens: come.clone().map(Request::unread).sum(),
             requests: come.count(),
@@ -244,14 +278,15 @@ impl Engine {
         self.load.wait(before)
     }
 
-    fn state_bytes(&self) -> usize {
-        self.sessions.values().fold(0, |sum, session| {
-            sum.saturating_add(session.budget_bytes(0))
-        })
+    /// Bytes that the states of sessions that cannot rest may come to take.
+    fn owed_bytes(&self) -> usize {
+        let sessions = self.sessions.values();
+        sessions.fold(0, |sum, session| sum.saturating_add(session.owed_bytes(0)))
     }
 
     fn queued_tokens(&self) -> usize {
-        let queued = self.commands.iter().map(|command| match command {
+        let commands = self.commands.iter().chain(self.kept_back());
+        let queued = commands.map(|command| match command {
             Command::Ingest { tokens, .. } => tokens.len(),
             _ => 0,
         });
@@ -268,7 +303,13 @@ impl Engine {
     /// # Errors
     /// The command comes back if its queue is full; it fits later, after steps.
     pub fn push(&mut self, command: Command) -> Result<(), Box<Full>> {
-        let full = self.commands.len() >= self.config.max_commands
+        let commands = match &command {
+            // Those that wait for their sessions do not keep out what brings these back, or ends them.
+            Command::Restored { .. } | Command::Saved { .. } => 0,
+            Command::Cancel { .. } | Command::Close { .. } => self.commands.len(),
+            _ => self.commands.len() + self.kept_back().count(),
+        };
+        let full = commands >= self.config.max_commands
             || match &command {
                 Command::Ingest { tokens, .. } => {
                     // One that never fits is taken, and then refused by an event.
@@ -277,7 +318,7 @@ impl Engine {
                         && tokens <= limit
                         && self.queued_tokens().saturating_add(tokens) > limit
                 }
-                command if is_request(command) => self.usage().queued >= self.config.max_queued,
+                command if is_request(command) => self.queued() >= self.config.max_queued,
                 _ => false,
             };
         if full {
@@ -296,6 +337,7 @@ impl Engine {
                 .sessions
                 .values()
                 .all(|session| session.wants().is_none())
+            && !self.stirs()
     }
 
     /// Takes the queued commands and runs one forward over a ragged batch. `now` is the caller's clock, read when the
@@ -311,8 +353,11 @@ impl Engine {
         self.steps += 1;
         let start = now();
         while let Some(command) = self.commands.pop_front() {
-            self.take(command, start, events);
+            if let Some(command) = self.pass(command) {
+                self.take(command, start, events);
+            }
         }
+        self.tend(start, events);
         self.settle(events);
         self.secure();
         self.admit(start, events);
@@ -454,6 +499,13 @@ impl Engine {
                     Err(error) => Event::Failed { request, error },
                 })
             }
+            Command::Evict { session, core } => self.evict(session, core, events),
+            Command::Restored { session, snapshot } => self.restored(session, snapshot, events),
+            Command::Saved {
+                session,
+                digest,
+                kept,
+            } => self.saved(session, digest, kept),
             Command::Cancel { request } => self.cancel(request, now, events),
         }
     }

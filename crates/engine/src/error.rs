@@ -51,6 +51,14 @@ pub enum RequestError {
         /// The session.
         session: SessionId,
     },
+    /// The session was not in memory, and could not be brought back. A later request tries again.
+    #[error("session {session} could not be brought back: {reason}")]
+    NotRestored {
+        /// The session.
+        session: SessionId,
+        /// Why.
+        reason: String,
+    },
     /// Another request under way has this id.
     #[error("a request of this id is under way")]
     RequestExists,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::error::{RequestError, SessionError};
 use crate::ids::{Digest, DocumentId, RequestId, Seq, SessionId, TokenId, Version};
+use crate::snapshot::{Need, Snapshot};
 
 /// A thing that happened.
 #[derive(Clone, Debug)]
@@ -31,6 +32,24 @@ pub enum Event {
         session: SessionId,
         /// The chunk.
         seq: Seq,
+    },
+    /// A session that is asked for is not in memory, and a snapshot of it was kept. Answered by `Restored`; until then what asks for it
+    /// waits, and all else goes on.
+    Wanted {
+        /// The session.
+        session: SessionId,
+        /// The state that it is in.
+        digest: Digest,
+        /// What is needed of it.
+        need: Need,
+    },
+    /// A session may leave memory soon, and reading its log again would cost more than keeping this. Answered by `Saved`; one that is not
+    /// kept is read again.
+    Save {
+        /// The session.
+        session: SessionId,
+        /// What is to be kept.
+        snapshot: Snapshot,
     },
     /// So many of the session's waiting context tokens no longer wait: encoded, refused or forgotten (flow control). Each ingested token is
     /// counted once.

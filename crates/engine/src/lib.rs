@@ -24,6 +24,7 @@ mod request;
 mod sampling;
 mod scheduler;
 mod session;
+mod snapshot;
 mod tiers;
 mod traces;
 
@@ -36,4 +37,5 @@ pub use generator::{Module, ReadOut, Strategy, Write};
 pub use ids::{Digest, DocumentId, RequestId, Seq, SessionId, TenantId, TokenId, Version};
 pub use lm::{Activations, Architecture};
 pub use model::{GeneratorInfo, ModelInfo, SiteInfo};
+pub use snapshot::{Need, Snapshot, SnapshotError};
 pub use tiers::Tiers;

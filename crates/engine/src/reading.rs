@@ -33,6 +33,8 @@ pub(crate) struct Reading {
     pub(crate) hash: DocumentHash,
     /// What the tokens of the closed windows wrote, if that is kept.
     pub(crate) trace: Option<HeldTrace>,
+    /// Whether it had that trace before it left memory.
+    pub(crate) before: bool,
 }
 
 impl Reading {
@@ -48,6 +50,7 @@ impl Reading {
             ready: false,
             hash: DocumentHash::default(),
             trace,
+            before: false,
         })
     }
 
@@ -68,6 +71,7 @@ impl Reading {
             ready: self.ready,
             hash: self.hash.clone(),
             trace: self.trace.clone(),
+            before: self.before,
         })
     }
 
@@ -96,7 +100,7 @@ impl Reading {
         traces: &TraceBudget,
     ) -> Result<(), Error> {
         if let Some(trace) = self.trace.take() {
-            self.trace = trace.push(&self.sums, self.len, traces)?;
+            self.trace = trace.push(&self.sums, self.len, traces, self.before)?;
         }
         if self.len >= least {
             self.state.add_window(&self.sums, 1.0)?;

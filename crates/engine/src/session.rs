@@ -10,6 +10,7 @@
 //! Start at [`Session::settle`].
 
 mod forget;
+mod rest;
 mod rows;
 mod take;
 mod versions;
@@ -28,6 +29,7 @@ use crate::{
     event::{Event, Newest},
     ids::{Digest, DocumentId, Seq, SessionId, TenantId, TokenId, Version},
     reading::Reading,
+    snapshot::Need,
     traces::{HeldTrace, TraceBudget},
 };
 
@@ -54,6 +56,10 @@ pub(crate) struct Bounds {
     pub(crate) least: usize,
     /// Bytes of one state.
     pub(crate) state_bytes: usize,
+    /// The most bytes of one core.
+    pub(crate) core_bytes: usize,
+    /// Bytes of a token in a trace.
+    pub(crate) trace_row_bytes: usize,
     pub(crate) max_documents: usize,
     pub(crate) max_session_tokens: usize,
 }
@@ -85,6 +91,8 @@ enum Asks {
     /// What was read before is being read again without a document; versions do not appear until this one. A fork owes
     /// nobody the name.
     Reread { forgotten: Option<DocumentId> },
+    /// All is being read again, as something of it has left memory. Nobody is told.
+    Remade,
 }
 
 /// A provisional end of the open document.
@@ -136,6 +144,14 @@ pub(crate) struct Session {
     pub(crate) last_step: u64,
     /// Whether the open window, while it had its turn, has given its blocks to a request: once is enough.
     pub(crate) yielded: bool,
+    /// What has left memory.
+    gone: Need,
+    /// Why what has left could not be made again.
+    pub(crate) unmade: Option<String>,
+    /// The state that a snapshot is kept of, and what of it.
+    pub(crate) kept: Option<(Digest, Need)>,
+    /// When it was last spoken of: the lowest leaves first.
+    pub(crate) used: u64,
 }
 
 impl Session {
@@ -184,6 +200,10 @@ impl Session {
             turn: None,
             last_step: 0,
             yielded: false,
+            gone: Need::default(),
+            unmade: None,
+            kept: None,
+            used: 0,
         })
     }
 
@@ -234,6 +254,10 @@ impl Session {
             turn: None,
             last_step: 0,
             yielded: false,
+            gone: self.gone,
+            unmade: None,
+            kept: None,
+            used: self.used,
         })
     }
 
@@ -256,11 +280,34 @@ impl Session {
             .sum()
     }
 
-    /// Bytes that its states may come to take, `more` documents added: what is held when all is read, and while something is
-    /// not, the open window's sums and a provisional end's sums and state.
-    pub(crate) fn budget_bytes(&self, more: usize) -> usize {
-        let documents = self.documents.len() + more;
-        let states = match (documents, self.strategy, more > 0 || self.is_behind()) {
+    /// Bytes that its states may come to take, `more` documents added, while it is told something and cannot rest: what is held
+    /// when all is read, the open window's sums and a provisional end's sums and state. 0 for a session that can rest: others take
+    /// its place.
+    pub(crate) fn owed_bytes(&self, more: usize) -> usize {
+        if more == 0 && !self.is_behind() {
+            return 0;
+        }
+        self.states(self.documents.len() + more, true)
+    }
+
+    /// Bytes that its states take in memory now, or may come to take while it goes on reading.
+    pub(crate) fn resident_bytes(&self) -> usize {
+        if self.gone.sums && !self.is_rereading() {
+            return 0;
+        }
+        self.states(
+            self.documents.len(),
+            self.is_behind() || self.is_rereading(),
+        )
+    }
+
+    /// Bytes of all its states when they are in memory.
+    pub(crate) fn whole_bytes(&self) -> usize {
+        self.states(self.documents.len(), true)
+    }
+
+    fn states(&self, documents: usize, behind: bool) -> usize {
+        let states = match (documents, self.strategy, behind) {
             (0, ..) => 0,
             (_, Strategy::Sequential, false) => 3,
             (_, Strategy::Sequential, true) => 5,
@@ -279,17 +326,11 @@ impl Session {
             .get(self.current..)
             .unwrap_or_default()
             .iter();
-        self.tail.is_some()
-            || match self.strategy {
-                Strategy::Concat | Strategy::Parallel => rest.next().is_some(),
-                Strategy::Sequential => {
-                    rest.any(|document| !document.complete || document.waiting() > 0)
-                }
-            }
+        self.tail.is_some() || rest.any(|document| !document.complete || document.waiting() > 0)
     }
 
     /// Bytes of what single tokens wrote, as far as it is kept.
-    fn trace_bytes(&self) -> usize {
+    pub(crate) fn trace_bytes(&self) -> usize {
         let reading = self.reading.as_ref().map(|reading| &reading.trace);
         let traces = self.documents.iter().map(|document| &document.trace);
         let traces = traces.chain(reading).flatten();

@@ -2,7 +2,8 @@
 //!
 //! Start at [`Tiers`].
 
-/// Sessions and bytes of each tier, and what has moved between them. What is on disk its owner counts: the engine does no I/O.
+/// Sessions and bytes of each tier, and what has moved between them. What is on disk whoever keeps
+/// it fills in: the engine does no I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tiers {
     /// Sessions whose newest version is in a slot, ready to answer.
@@ -13,6 +14,10 @@ pub struct Tiers {
     pub host_sessions: usize,
     /// Bytes of these (as the budget of states counts them, and of traces).
     pub host_bytes: usize,
+    /// Files of snapshots. 0 as the engine says it.
+    pub disk_files: usize,
+    /// Bytes of these. 0 as the engine says it.
+    pub disk_bytes: u64,
     /// Sessions of which nothing but their log is in memory.
     pub asleep_sessions: usize,
     /// Sessions that are being brought back.

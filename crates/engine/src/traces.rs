@@ -33,6 +33,17 @@ impl TraceBudget {
         self.hold(generator.new_trace())
     }
 
+    /// Holds a trace that was there before, whether it fits or not: a session that was away is as it was.
+    pub(crate) fn hold_anyway(&self, trace: Trace) -> HeldTrace {
+        let bytes = trace.bytes();
+        self.0.hold(trace, bytes)
+    }
+
+    /// Bytes that may be held.
+    pub(crate) fn limit(&self) -> usize {
+        self.0.limit()
+    }
+
     fn hold(&self, trace: Trace) -> Option<HeldTrace> {
         let bytes = trace.bytes();
         (self.used().saturating_add(bytes) <= self.0.limit()).then(|| self.0.hold(trace, bytes))
@@ -44,22 +55,26 @@ impl HeldTrace {
         self.value()
     }
 
-    /// With a further window of so many tokens; none if that does not fit.
+    /// With a further window of so many tokens; none if that does not fit, unless it was there before.
     pub(crate) fn push(
         mut self,
         window: &Window,
         tokens: usize,
         budget: &TraceBudget,
+        before: bool,
     ) -> Result<Option<Self>, Error> {
         if let Some(own) = self.own() {
             own.push(window, tokens)?;
             let bytes = own.bytes();
             self.recount(bytes);
-            return Ok((budget.used() <= budget.0.limit()).then_some(self));
+            return Ok((before || budget.used() <= budget.0.limit()).then_some(self));
         }
         // A fork goes its own way.
         let mut trace = self.trace().clone();
         trace.push(window, tokens)?;
+        if before {
+            return Ok(Some(budget.hold_anyway(trace)));
+        }
         Ok(budget.hold(trace))
     }
 }

@@ -111,6 +111,12 @@ pub enum Error {
         /// What differs.
         detail: String,
     },
+    /// Bytes that were to be a core, a state or a trace are none.
+    #[error("not the bytes of a core, state or trace: {detail}")]
+    Bytes {
+        /// What is wrong.
+        detail: &'static str,
+    },
     /// A document's weight is not a finite number.
     #[error("a weight of {weight} cannot scale a state")]
     Weight {

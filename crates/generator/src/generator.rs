@@ -29,6 +29,8 @@ pub struct Generator {
     sites: Vec<Site>,
     digest: String,
     parameters: usize,
+    /// Shared by all that begin with it.
+    empty: State,
 }
 
 impl Generator {
@@ -61,9 +63,11 @@ impl Generator {
             base,
             &mut digest,
         )?;
+        let empty = State::new(keeps(&config, &sites))?;
         Ok(Self {
             config,
             sites,
+            empty,
             digest: digest.finalize().to_hex().to_string(),
             parameters,
         })
@@ -99,7 +103,7 @@ impl Generator {
     /// # Errors
     /// [`Error::Tensor`] if its sums cannot be allocated.
     pub fn new_window(&self) -> Result<Window, Error> {
-        Window::new(self.keeps(), false)
+        Window::new(keeps(&self.config, &self.sites), false)
     }
 
     /// An open window that keeps what every token writes, for a [`Trace`].
@@ -107,7 +111,7 @@ impl Generator {
     /// # Errors
     /// As [`Generator::new_window`].
     pub fn new_traced_window(&self) -> Result<Window, Error> {
-        Window::new(self.keeps(), true)
+        Window::new(keeps(&self.config, &self.sites), true)
     }
 
     /// The trace of a document of which nothing has been read.
@@ -121,26 +125,15 @@ impl Generator {
     /// # Errors
     /// [`Error::Foreign`] for a trace of another generator.
     pub fn recall(&self, trace: &Trace, tokens: &[Range<usize>]) -> Result<State, Error> {
-        trace.recall(self.keeps(), tokens)
+        trace.recall(keeps(&self.config, &self.sites), tokens)
     }
 
-    /// The empty state: the bare model.
+    /// The empty state: the bare model. It takes no memory of its own until something is added.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if its sums cannot be allocated.
+    /// As [`State::try_clone`].
     pub fn new_state(&self) -> Result<State, Error> {
-        State::new(self.keeps())
-    }
-
-    fn keeps(&self) -> impl Iterator<Item = Keeps> {
-        let (gram, mass) = (
-            self.config.read_out == ReadOut::Ridge,
-            self.config.read_out == ReadOut::Svd,
-        );
-        self.sites.iter().map(move |site| {
-            let (r1, r2, _) = site.ranks();
-            Keeps { r1, r2, gram, mass }
-        })
+        self.empty.try_clone()
     }
 
     /// Reads the core out of a state; an empty state gives a core of zeros, which is the bare model. Equal
@@ -202,6 +195,18 @@ impl Generator {
         };
         self.sites.get(index).ok_or_else(none)
     }
+}
+
+/// Which sums the sites' states have.
+fn keeps(config: &Config, sites: &[Site]) -> impl Iterator<Item = Keeps> {
+    let (gram, mass) = (
+        config.read_out == ReadOut::Ridge,
+        config.read_out == ReadOut::Svd,
+    );
+    sites.iter().map(move |site| {
+        let (r1, r2, _) = site.ranks();
+        Keeps { r1, r2, gram, mass }
+    })
 }
 
 #[cfg(test)]

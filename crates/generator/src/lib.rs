@@ -12,6 +12,7 @@
 //! R1 and R2 the inner sizes of the generator, q the rank of a core. No model code, no I/O but the reading
 //! of a checkpoint. Start at [`Generator`], then [`Site`]; a generator in training is a [`Trainee`].
 
+mod bytes;
 mod checkpoint;
 mod config;
 mod cores;

@@ -54,7 +54,16 @@ impl Sums {
         })
     }
 
-    fn keeps(&self) -> Result<Keeps, Error> {
+    /// (S [R1, R2], G [R1, R1], mass)
+    pub(crate) fn parts(&self) -> (&Tensor, Option<&Tensor>, Option<f64>) {
+        (&self.s, self.g.as_ref(), self.mass)
+    }
+
+    pub(crate) fn of_parts(s: Tensor, g: Option<Tensor>, mass: Option<f64>) -> Self {
+        Self { s, g, mass }
+    }
+
+    pub(crate) fn keeps(&self) -> Result<Keeps, Error> {
         let (r1, r2) = self.s.dims2()?;
         Ok(Keeps {
             r1,
@@ -358,6 +367,11 @@ impl State {
     /// S [R1, R2] of a site, and G [R1, R1] where the read-out asks for it.
     pub fn sums(&self, site: usize) -> Option<(&Tensor, Option<&Tensor>)> {
         self.sites.get(site).map(|sums| (&sums.s, sums.g.as_ref()))
+    }
+
+    /// Its sites' sums, and how many tokens have written.
+    pub(crate) fn all(&self) -> (&[Sums], u64) {
+        (&self.sites, self.writes)
     }
 
     /// Number of sites.

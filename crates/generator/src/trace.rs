@@ -18,9 +18,9 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rows {
     /// [n, R1]
-    k: Vec<bf16>,
+    pub(crate) k: Vec<bf16>,
     /// [n, R2]
-    v: Vec<bf16>,
+    pub(crate) v: Vec<bf16>,
 }
 
 impl Rows {
@@ -60,6 +60,25 @@ impl Trace {
             sites: vec![Rows::default(); sites],
             tokens: Vec::new(),
             length: 0,
+            skip_first,
+        }
+    }
+
+    /// Rows of its sites, the tokens they are of, tokens of its windows, and whether a window's first token writes nothing.
+    pub(crate) fn parts(&self) -> (&[Rows], &[usize], usize, bool) {
+        (&self.sites, &self.tokens, self.length, self.skip_first)
+    }
+
+    pub(crate) fn of_parts(
+        sites: Vec<Rows>,
+        tokens: Vec<usize>,
+        length: usize,
+        skip_first: bool,
+    ) -> Self {
+        Self {
+            sites,
+            tokens,
+            length,
             skip_first,
         }
     }

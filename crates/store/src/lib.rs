@@ -7,10 +7,12 @@
 mod chunk;
 mod error;
 mod memory;
+mod snapshots;
 
 pub use chunk::{Chunk, Content, Hash};
 pub use error::Error;
 pub use memory::Memory;
+pub use snapshots::{Kept, Key, SnapshotError, Snapshots};
 
 /// Bounds of one session's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

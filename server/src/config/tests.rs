@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Config, Flags};
+use super::{Config, Engine, Flags};
 
 fn read(file: &str, environment: &[(&str, &str)], flags: Flags) -> Result<Config, String> {
     let folder = tempfile::tempdir().unwrap();
@@ -215,7 +215,7 @@ fn the_documented_file_holds_every_default() {
         )
     );
     let engine = documented.engine;
-    let budgets = engine::Config::default();
+    let budgets = Engine::default().settings();
     assert_eq!(
         (
             engine.threads,
@@ -258,14 +258,20 @@ fn the_documented_file_holds_every_default() {
             engine.max_queued_tokens,
             engine.state_budget_bytes,
             engine.trace_budget_bytes,
-            engine.core_budget_bytes
+            engine.core_budget_bytes,
+            engine.snapshot_bytes_per_token,
+            engine.snapshot_budget_bytes
         ),
         (
             Some(budgets.max_session_tokens),
             Some(budgets.max_queued_tokens),
             Some(budgets.state_budget_bytes),
             Some(budgets.trace_budget_bytes),
-            Some(budgets.core_budget_bytes)
+            Some(budgets.core_budget_bytes),
+            Some(budgets.snapshot_bytes_per_token),
+            Config::default()
+                .snapshots()
+                .map(|place| place.budget_bytes)
         )
     );
 }

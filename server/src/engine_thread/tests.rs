@@ -55,6 +55,10 @@ impl Machine for Small {
         self.tokens() < 4 && self.published.is_empty()
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn step(&mut self, events: &mut Vec<Event>) -> Result<(), engine::Error> {
         if self.idle() {
             return Ok(());

@@ -141,6 +141,10 @@ impl Metrics {
         for (tier, bytes) in [("slot", tiers.slot_bytes), ("host", tiers.host_bytes)] {
             page.value(name, &[("tier", tier)], bytes);
         }
+        page.value(name, &[("tier", "disk")], tiers.disk_bytes);
+        let name = "imprint:snapshot_files";
+        page.head(name, "gauge", "Files of snapshots on disk.");
+        page.value(name, &[], tiers.disk_files);
         let counters = [
             (
                 "imprint:adapter_hits_total",

@@ -113,7 +113,9 @@ impl Watch {
             | Event::Read { .. }
             | Event::Forgotten { .. }
             | Event::SessionFailed { .. }
-            | Event::Exported { .. } => {}
+            | Event::Exported { .. }
+            | Event::Wanted { .. }
+            | Event::Save { .. } => {}
         }
     }
 

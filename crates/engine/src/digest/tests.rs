@@ -10,7 +10,7 @@ fn digest(documents: &[Vec<u32>]) -> Digest {
     for tokens in documents {
         let mut document = DocumentHash::default();
         document.push(&ids(tokens));
-        state.push(&document);
+        state.push(&document.name());
     }
     state.finish()
 }
@@ -27,7 +27,7 @@ proptest! {
         whole.push(&ids(&tokens));
         cut.push(&ids(head));
         cut.push(&ids(tail));
-        prop_assert_eq!((whole.tokens(), whole.hasher.finalize()), (cut.tokens(), cut.hasher.finalize()));
+        prop_assert_eq!(whole.name(), cut.name());
     }
 
     #[test]

@@ -17,6 +17,12 @@ use crate::{
 
 impl Engine {
     pub(super) fn cancel(&mut self, id: RequestId, now: Instant, events: &mut Vec<Event>) {
+        if self.take_kept_back(id) {
+            events.push(Event::Failed {
+                request: id,
+                error: RequestError::Cancelled,
+            });
+        }
         for request in self.remove_requests(|request| request.id == id) {
             events.push(if request.generates() {
                 request.finished(Finish::Cancelled, now)
@@ -31,11 +37,14 @@ impl Engine {
 
     /// Takes requests out of the queues, and their blocks back.
     pub(super) fn remove_requests(&mut self, ends: impl Fn(&Request) -> bool) -> Vec<Request> {
-        let (ended, waiting): (Vec<Request>, _) = std::mem::take(&mut self.waiting)
+        let (mut ended, waiting): (Vec<Request>, _) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(&ends);
         self.waiting = waiting.into();
-        let mut ended = ended;
+        let parked = std::mem::take(&mut self.parked);
+        let (parked, others): (Vec<_>, _) = parked.into_iter().partition(&ends);
+        self.parked = others.into();
+        ended.extend(parked);
         ended.extend(self.running.extract_if(.., |request| ends(request)));
         for request in &mut ended {
             self.allocator.release(&mut request.blocks);
@@ -136,14 +145,13 @@ impl Engine {
             .waiting
             .iter()
             .chain(&self.running)
+            .chain(&self.parked)
             .any(|request| request.id == id);
         let checked = asked.and_then(|(work, length)| {
             let limit = self.allocator.capacity_tokens();
             if known {
                 Err(RequestError::RequestExists)
-            } else if let Some(session) = adapter
-                .session
-                .filter(|session| !self.sessions.contains_key(session))
+            } else if let Some(session) = adapter.session.filter(|&session| !self.is_known(session))
             {
                 Err(RequestError::UnknownSession { session })
             } else if !adapter.scale.is_finite() {
@@ -166,7 +174,7 @@ impl Engine {
                 let number = self.arrived;
                 self.arrived += 1;
                 let request = Request::new((id, tenant), adapter, prompt, work, number, now);
-                self.waiting.push_back(request);
+                self.line_up(request);
             }
             Err(error) => events.push(Event::Failed { request: id, error }),
         }

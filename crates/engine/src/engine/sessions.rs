@@ -24,11 +24,11 @@ impl Engine {
     }
 
     fn room_for(&self, session: SessionId) -> Result<(), SessionError> {
-        if self.sessions.contains_key(&session) {
+        if self.is_known(session) {
             return Err(SessionError::SessionExists { session });
         }
         let limit = self.config.max_sessions;
-        if self.sessions.len() >= limit {
+        if self.sessions.len() + self.asleep.len() >= limit {
             Err(SessionError::TooManySessions { limit })
         } else {
             Ok(())
@@ -74,8 +74,8 @@ impl Engine {
             .ok_or(SessionError::UnknownSession { session: from })?;
         self.room_for(to)?;
         within_budget(
-            self.state_bytes(),
-            session.budget_bytes(0),
+            self.owed_bytes(),
+            session.owed_bytes(0),
             self.config.state_budget_bytes,
         )?;
         session
@@ -97,13 +97,13 @@ impl Engine {
         ingest: impl FnOnce(&mut Session, Begins<'_>) -> Result<(), SessionError>,
     ) -> Result<(), SessionError> {
         let (used, budget, limit) = (
-            self.state_bytes(),
+            self.owed_bytes(),
             self.config.state_budget_bytes,
             self.config.max_queued_tokens,
         );
         let session = self.session(id)?;
         session.takes_chunks()?;
-        let more = session.budget_bytes(1) - session.budget_bytes(0);
+        let more = session.owed_bytes(1) - session.owed_bytes(0);
         let done = if tokens > limit {
             Err(SessionError::TooManyTokens { tokens, limit })
         } else {
@@ -139,7 +139,7 @@ impl Engine {
     }
 
     pub(super) fn close(&mut self, id: SessionId, events: &mut Vec<Event>) {
-        let Some(mut session) = self.sessions.remove(&id) else {
+        let Some(mut session) = self.leave(id, events) else {
             return;
         };
         session.evict(&mut self.allocator);

@@ -114,7 +114,7 @@ impl Session {
     fn rereads(&self) -> usize {
         self.barriers
             .iter()
-            .take_while(|barrier| matches!(barrier.asks, Asks::Reread { .. }))
+            .take_while(|barrier| matches!(barrier.asks, Asks::Reread { .. } | Asks::Remade))
             .count()
     }
 

@@ -106,9 +106,19 @@ impl Session {
 
     fn ready(&mut self, cx: &Context<'_>) -> Result<(), generator::Error> {
         if self.tail.is_none() && self.reading.is_none() {
-            let kept = self.strategy != Strategy::Sequential;
-            let trace = kept.then(|| cx.traces.begin(cx.generator)).flatten();
-            self.reading = Some(Reading::new(cx.generator, trace)?);
+            let before = self.is_rereading();
+            let trace = if before {
+                let document = self.documents.get(self.current);
+                let traced = document.is_some_and(|document| document.traced);
+                traced.then(|| cx.traces.hold_anyway(cx.generator.new_trace()))
+            } else if self.strategy == Strategy::Sequential {
+                None
+            } else {
+                cx.traces.begin(cx.generator)
+            };
+            let mut reading = Reading::new(cx.generator, trace)?;
+            reading.before = before;
+            self.reading = Some(reading);
         }
         let reading = self
             .tail

@@ -156,7 +156,7 @@ impl Session {
     }
 
     /// The place behind all that has come.
-    fn log_end(&self) -> Place {
+    pub(super) fn log_end(&self) -> Place {
         match self.open_document() {
             Some(open) => open.end(),
             None => Place {

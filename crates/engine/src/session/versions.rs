@@ -73,7 +73,7 @@ impl Session {
             if !state.is_empty() {
                 self.folded.add(&state, 1.0)?;
             }
-            document.hash = hash;
+            document.hash = hash.name();
             document.state = (self.strategy != Strategy::Sequential).then_some(state);
             document.trace = trace;
         }
@@ -123,6 +123,7 @@ impl Session {
                     None => self.applied(),
                 });
             }
+            Asks::Remade => self.remade(cx)?,
         }
         Ok(())
     }
@@ -160,24 +161,26 @@ impl Session {
         Ok(true)
     }
 
+    /// Name and tokens of all that was read, as if the log ended behind `reading`.
+    pub(super) fn digest_of(&self, reading: Option<&Reading>) -> (Digest, usize) {
+        let mut hash = self.hash.clone();
+        let documents = self.documents.iter().take(self.current);
+        let documents = documents.map(|document| document.hash);
+        let mut tokens = 0;
+        for document in documents.chain(reading.map(|reading| reading.hash.name())) {
+            hash.push(&document);
+            tokens += document.tokens();
+        }
+        (hash.finish(), tokens)
+    }
+
     /// The fold of all that was read, as if the log ended behind `reading`; none if the newest version is that already.
     pub(super) fn fold(
         &self,
         reading: Option<&Reading>,
         generator: &Generator,
     ) -> Result<Option<Fold>, generator::Error> {
-        let mut hash = self.hash.clone();
-        let documents = self
-            .documents
-            .iter()
-            .take(self.current)
-            .map(|document| &document.hash);
-        let mut tokens = 0;
-        for document in documents.chain(reading.map(|reading| &reading.hash)) {
-            hash.push(document);
-            tokens += document.tokens();
-        }
-        let digest = hash.finish();
+        let (digest, tokens) = self.digest_of(reading);
         if digest == self.newest.digest {
             return Ok(None);
         }
@@ -311,6 +314,10 @@ impl Session {
 
     /// Takes no more context. What was asked for is refused.
     pub(super) fn fail(&mut self, reason: &str, cx: &mut Context<'_>) {
+        if self.is_rereading() {
+            self.not_remade(reason, cx);
+            return;
+        }
         self.drop_reading(cx.allocator);
         let tokens = self.waiting_tokens();
         if tokens > 0 {
@@ -333,6 +340,7 @@ impl Session {
             .drain(..)
             .filter_map(|barrier| match barrier.asks {
                 Asks::Publish { seq, .. } => Some(Rejected::Publish { seq }),
+                Asks::Remade => None,
                 Asks::Reread { forgotten } => {
                     forgotten.map(|document| Rejected::Forget { document })
                 }
@@ -353,14 +361,17 @@ impl Session {
         self.failed = Some(reason.to_owned());
     }
 
-    fn applied(&self) -> Event {
+    pub(crate) fn applied(&self) -> Event {
         let (session, newest) = (self.id, self.facts());
         Event::Applied { session, newest }
     }
 }
 
 /// The core of summed documents; none of nothing.
-fn core_of(total: &State, generator: &Generator) -> Result<Option<Core>, generator::Error> {
+pub(super) fn core_of(
+    total: &State,
+    generator: &Generator,
+) -> Result<Option<Core>, generator::Error> {
     (!total.is_empty())
         .then(|| generator.read_out(total))
         .transpose()

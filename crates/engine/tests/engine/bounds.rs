@@ -213,17 +213,23 @@ fn state_budget_bytes_are_kept() {
         bytes: states * state_bytes,
         limit: 6 * state_bytes,
     };
+    // Who is at rest makes room for who is told something.
     assert_eq!(refused(&mut rig, fork(1, 2)), []);
-    assert_eq!(refused(&mut rig, fork(1, 3)), [over(9)]);
+    assert_eq!(refused(&mut rig, fork(1, 3)), []);
+    rig.step();
+    assert_eq!(used(&rig), 6);
     assert_eq!(
         refused(&mut rig, ingest(2, 4, 3, &ids(&[1]), true)),
-        [over(10)]
+        [over(7)]
     );
-    rig.ask(Command::Close {
-        session: SessionId(2),
-    });
+    assert_eq!(refused(&mut rig, ingest(3, 4, 3, &[], true)), [over(7)]);
     rig.ask(forget(1, 1));
-    assert_eq!(refused(&mut rig, ingest(1, 4, 3, &ids(&[1]), true)), []);
+    assert_eq!(refused(&mut rig, ingest(1, 4, 3, &ids(&[1]), false)), []);
+    rig.open(4, Strategy::Parallel);
+    assert_eq!(
+        refused(&mut rig, ingest(4, 1, 1, &ids(&[1]), true)),
+        [over(11)]
+    );
 }
 
 #[test]
@@ -251,7 +257,7 @@ fn a_sequential_session_is_charged_for_what_reading_again_takes_however_many_doc
     assert_eq!(used(&rig), 5);
 }
 
-/// A rig whose sessions 1 and 2 hold a core each, and that has room for no other; with the bytes of one.
+/// A rig whose sessions 1 and 2 hold a core each and have document 9 open, and that has room for no other; with the bytes of one.
 fn two_cores() -> (Rig, usize) {
     let mut probe = rig(|_| {});
     probe.open(1, Strategy::Parallel);
@@ -262,6 +268,7 @@ fn two_cores() -> (Rig, usize) {
     for session in 1..3 {
         rig.open(session, Strategy::Parallel);
         rig.ask(ingest(session, 1, 1, &ids(&[5; 6]), true));
+        rig.ask(ingest(session, 1, 9, &[], false));
     }
     assert_eq!(rig.engine.usage().core_bytes, 2 * core);
     (rig, core)
@@ -310,7 +317,7 @@ fn core_budget_bytes_are_kept_and_a_version_that_does_not_fit_comes_later() {
     assert_eq!(refusals.count(), 1);
     // A fork and a version in the place of another take nothing.
     assert_eq!(refused(&mut rig, fork(1, 4)), []);
-    rig.ask(ingest(2, 2, 2, &ids(&[6; 6]), true));
+    rig.ask(ingest(2, 2, 9, &ids(&[6; 6]), false));
     assert_eq!(refused(&mut rig, publish(2, 2, &[])), []);
     assert_eq!(rig.engine.usage().core_bytes, 2 * core);
     rig.ask(Command::Close {
@@ -335,7 +342,7 @@ fn a_core_that_a_running_request_is_pinned_to_counts_and_what_is_forgotten_goes_
     let (mut rig, core) = two_cores();
     rig.push(generate(1, Some(1), &ids(&[1, 2, 3]), 40, 0));
     rig.step();
-    rig.push(ingest(1, 2, 2, &ids(&[6; 6]), true));
+    rig.push(ingest(1, 2, 9, &ids(&[6; 6]), false));
     rig.push(publish(1, 2, &[]));
     let mut events = Vec::new();
     while rig.engine.usage().running > 0 && failures(&events).is_empty() {

@@ -12,3 +12,4 @@ mod preemption;
 mod prefix;
 mod requests;
 mod support;
+mod tiers;

@@ -36,6 +36,10 @@ enum Act {
     Cancel {
         request: Index,
     },
+    Evict {
+        session: Index,
+        core: bool,
+    },
     Steps(usize),
 }
 
@@ -49,6 +53,7 @@ fn act() -> impl proptest::strategy::Strategy<Value = Act> {
         1 => any().prop_map(|session| Act::Close { session }),
         4 => (any(), prompts(), 1usize..12).prop_map(|(session, prompt, max_tokens)| Act::Generate { session, prompt, max_tokens }),
         1 => any().prop_map(|request| Act::Cancel { request }),
+        4 => (any(), proptest::bool::ANY).prop_map(|(session, core)| Act::Evict { session, core }),
         5 => (0usize..6).prop_map(Act::Steps),
     ]
 }
@@ -164,9 +169,10 @@ proptest! {
 
     #[test]
     fn any_interleaving_leaks_nothing_and_changes_no_answer(
-        form in forms(), strategies in [strategies(), strategies()], config in configs(), acts in vec(act(), 1..40),
+        form in forms(), strategies in [strategies(), strategies()], config in configs(), faults in 0usize..4, acts in vec(act(), 1..40),
     ) {
         let mut rig = Rig::new(form, config);
+        rig.faults = faults;
         let mut told: BTreeMap<u64, (Strategy, Told)> = BTreeMap::new();
         for (session, strategy) in (1..).zip(strategies) {
             rig.open(session, strategy);
@@ -232,6 +238,11 @@ proptest! {
                 Act::Cancel { request } => {
                     if !requests.is_empty() {
                         rig.push(Command::Cancel { request: RequestId(request.get(&requests).0) });
+                    }
+                }
+                Act::Evict { session, core } => {
+                    if let Some(session) = pick(&told, session) {
+                        rig.push(evict(session, core));
                     }
                 }
                 Act::Steps(steps) => (0..steps).for_each(|_| events.extend(rig.step())),

@@ -3,6 +3,7 @@
 //! Start at [`Rig`].
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::LazyLock,
     time::{Duration, Instant},
@@ -10,7 +11,7 @@ use std::{
 
 use engine::{
     Chosen, Command, Config, Digest, DocumentId, Engine, Event, Newest, RequestId, Sampling, Seq,
-    SessionError, SessionId, Strategy, TenantId, TokenId, Version,
+    SessionError, SessionId, Snapshot, Strategy, TenantId, TokenId, Version,
 };
 use proptest::{prelude::*, strategy::Strategy as _};
 use testkit::{Form, GeneratorSpec, TinySpec};
@@ -71,9 +72,11 @@ pub(crate) fn config() -> Config {
 
 /// Configurations that cut rows short and let windows take each other's blocks.
 pub(crate) fn configs() -> impl proptest::strategy::Strategy<Value = Config> {
-    (10usize..80, 12usize..40).prop_map(|(step_tokens, kv_blocks)| Config {
+    let rates = prop_oneof![Just(0), Just(200), Just(usize::MAX)];
+    (10usize..80, 12usize..40, rates).prop_map(|(step_tokens, kv_blocks, rate)| Config {
         step_tokens,
         kv_blocks,
+        snapshot_bytes_per_token: rate,
         ..config()
     })
 }
@@ -107,10 +110,20 @@ pub(crate) struct Imprint {
     pub(crate) answers: Vec<u32>,
 }
 
+/// A snapshot as bytes: of which state, core, sums.
+pub(crate) type Kept = (Digest, Option<Vec<u8>>, Option<Vec<u8>>);
+
 pub(crate) struct Rig {
     pub(crate) engine: Engine,
     clock: Instant,
     next_request: u64,
+    /// What is kept of sessions that leave memory. The rig answers for it at the end of the step that asks.
+    pub(crate) disk: BTreeMap<SessionId, Kept>,
+    /// Every so many answers the disk has lost what it kept; the others in turn come from another session. 0: never.
+    pub(crate) faults: usize,
+    asked: usize,
+    /// What the disk was asked for. Its events are not handed on: those of snapshots would hold slots.
+    moves: Vec<&'static str>,
 }
 
 impl Rig {
@@ -125,6 +138,10 @@ impl Rig {
             engine,
             clock: Instant::now(),
             next_request: 1 << 32,
+            disk: BTreeMap::new(),
+            faults: 0,
+            asked: 0,
+            moves: Vec::new(),
         }
     }
 
@@ -134,6 +151,10 @@ impl Rig {
             engine,
             clock: Instant::now(),
             next_request: 1 << 32,
+            disk: BTreeMap::new(),
+            faults: 0,
+            asked: 0,
+            moves: Vec::new(),
         }
     }
 
@@ -148,7 +169,63 @@ impl Rig {
         self.engine
             .step(|| now, &mut events)
             .expect("the engine is sound");
+        for event in &events {
+            self.keep(event);
+        }
+        events.retain(|event| !matches!(event, Event::Save { .. } | Event::Wanted { .. }));
         events
+    }
+
+    /// What the disk is asked for in the course of a command.
+    pub(crate) fn moves(&mut self, command: Command) -> Vec<&'static str> {
+        self.moves.clear();
+        self.ask(command);
+        std::mem::take(&mut self.moves)
+    }
+
+    /// Does what a disk does.
+    fn keep(&mut self, event: &Event) {
+        match event {
+            Event::Save { session, snapshot } => {
+                self.moves.push("save");
+                let kept = snapshot.holds();
+                let core = snapshot.core_bytes().expect("a core has bytes");
+                let sums = snapshot.sums_bytes().expect("sums have bytes");
+                let digest = snapshot.digest();
+                self.disk.insert(*session, (digest, core, sums));
+                self.push(Command::Saved {
+                    session: *session,
+                    digest,
+                    kept,
+                });
+            }
+            Event::Wanted { session, need, .. } => {
+                self.asked += 1;
+                self.moves.push(match (need.core, need.sums) {
+                    (true, false) => "core wanted",
+                    (false, true) => "sums wanted",
+                    _ => "both wanted",
+                });
+                let fault = self.faults > 0 && self.asked.is_multiple_of(self.faults);
+                let from = match fault {
+                    true if (self.asked / self.faults).is_multiple_of(2) => None,
+                    true => self.disk.keys().find(|other| *other != session),
+                    false => Some(session),
+                };
+                let snapshot =
+                    from.and_then(|from| self.disk.get(from))
+                        .map(|(digest, core, sums)| {
+                            let core = core.as_deref().filter(|_| need.core);
+                            let sums = sums.as_deref().filter(|_| need.sums);
+                            Snapshot::read(*digest, core, sums).expect("it is as it was written")
+                        });
+                self.push(Command::Restored {
+                    session: *session,
+                    snapshot,
+                });
+            }
+            _ => {}
+        }
     }
 
     /// Steps until there is nothing to do. An engine that is never done is stuck.
@@ -307,6 +384,13 @@ pub(crate) fn forget(session: u64, document: u64) -> Command {
     Command::Forget {
         session: SessionId(session),
         document: DocumentId(document),
+    }
+}
+
+pub(crate) fn evict(session: u64, core: bool) -> Command {
+    Command::Evict {
+        session: SessionId(session),
+        core,
     }
 }
 
