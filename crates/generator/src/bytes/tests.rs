@@ -1,6 +1,7 @@
 //! What is written is read bit for bit; what is cut, changed or foreign is an error and never a panic.
 
 use proptest::prelude::*;
+use testkit::GeneratorSpec;
 
 use super::*;
 use crate::testing;
@@ -104,11 +105,24 @@ fn what_is_written_is_read_bit_for_bit() {
 #[test]
 fn what_is_of_another_generator_is_refused() {
     let (_, kinds) = written(true);
-    let other = testing::published("svd");
-    for (kind, bytes) in kinds.iter().enumerate() {
-        let refused = again(&other, kind, bytes).unwrap_err();
-        assert!(matches!(refused, Error::Foreign { .. }), "{kind} {refused}");
+    let ranks = testing::tiny(&GeneratorSpec {
+        r1: 10,
+        r2: 12,
+        ..GeneratorSpec::default()
+    });
+    let sites = testing::tiny(&GeneratorSpec {
+        layers: Some(vec![0]),
+        ..GeneratorSpec::default()
+    });
+    for other in [ranks, sites] {
+        for (kind, bytes) in kinds.iter().enumerate() {
+            let refused = again(&other, kind, bytes).unwrap_err();
+            assert!(matches!(refused, Error::Foreign { .. }), "{kind} {refused}");
+        }
     }
+    // A form that keeps other sums.
+    let refused = again(&testing::published("svd"), 1, &kinds[1]).unwrap_err();
+    assert!(matches!(refused, Error::Foreign { .. }), "{refused}");
 }
 
 proptest! {
