@@ -2,7 +2,7 @@
 //!
 //! It answers every job of the engine, whatever becomes of the file: what cannot be had the engine makes again from the session's log.
 //! Jobs run in the order in which they came, so what is removed after it was written is gone. It knows no sessions but their numbers.
-//! Start at [`Disk::start`].
+//! Start at `Disk::start`.
 
 #[cfg(test)]
 mod tests;
