@@ -65,6 +65,8 @@ pub struct Config {
     /// Folder for durable sessions. They live in memory today: the folder is created, and only snapshots of sessions that left memory, which
     /// end with the process, are written to it (without it, to `home`).
     pub data: Option<PathBuf>,
+    /// Small budgets of the engine, where none are given: a few sessions of one user in 250 MB with the default model.
+    pub low_memory: bool,
     /// Bearer keys, each with its tenant: `"a-long-random-key" = "tenant"`. A session is seen by its own tenant only. Without
     /// keys everybody is one tenant.
     pub keys: BTreeMap<String, String>,
@@ -196,6 +198,7 @@ impl fmt::Debug for Config {
             generator,
             home,
             data,
+            low_memory,
             keys,
             limits,
             ingest,
@@ -209,6 +212,7 @@ impl fmt::Debug for Config {
             .field("generator", generator)
             .field("home", home)
             .field("data", data)
+            .field("low_memory", low_memory)
             .field("keys", &keys.len())
             .field("limits", limits)
             .field("ingest", ingest)
@@ -227,6 +231,7 @@ impl Default for Config {
             generator: "default".to_owned(),
             home: PathBuf::from(".imprint"),
             data: None,
+            low_memory: false,
             keys: BTreeMap::new(),
             limits: Limits::default(),
             ingest: Ingest::default(),
@@ -291,6 +296,9 @@ pub struct Flags {
     /// Folder for durable sessions.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Small budgets of the engine, where none are given.
+    #[arg(long)]
+    pub low_memory: bool,
 }
 
 /// What is wrong with a configuration.
@@ -386,6 +394,9 @@ impl Config {
         check_names(&table)?;
         overlay_environment(&mut table, &environment)?;
         overlay_flags(&mut table, flags);
+        if table.get("low_memory") == Some(&Value::Boolean(true)) {
+            underlay_low_memory(&mut table);
+        }
         if !table.contains_key("home") {
             let base = environment
                 .get("HOME")
@@ -692,7 +703,7 @@ fn overlay_environment(
         }
         if TEXTS.contains(&name.as_str()) {
             table.insert(name, Value::String(raw.clone()));
-        } else if name == "keys" {
+        } else if name == "keys" || name == "low_memory" {
             table.insert(name, parsed(raw));
         } else if let Some((section, key)) = SECTIONS
             .into_iter()
@@ -712,6 +723,30 @@ fn overlay_environment(
         }
     }
     Ok(())
+}
+
+/// The engine's budgets of `low_memory`, under those that are given. With the default model: 24 MB of keys and values (512 tokens),
+/// two sessions' states and three cores.
+const LOW_MEMORY: [(&str, i64); 7] = [
+    ("step_tokens", 256),
+    ("kv_blocks", 32),
+    ("max_running", 4),
+    ("max_sessions", 16),
+    ("state_budget_bytes", 32 << 20),
+    ("trace_budget_bytes", 6 << 20),
+    ("core_budget_bytes", 9 << 20),
+];
+
+fn underlay_low_memory(table: &mut Table) {
+    let engine = table
+        .entry("engine")
+        .or_insert_with(|| Value::Table(Table::new()));
+    // What is no table is refused when the types are checked.
+    if let Value::Table(engine) = engine {
+        for (key, value) in LOW_MEMORY {
+            engine.entry(key).or_insert(Value::Integer(value));
+        }
+    }
 }
 
 /// Whether Kubernetes made the variable: it names the address of every service, and one may be called `imprint`.
@@ -734,7 +769,11 @@ fn overlay_flags(table: &mut Table, flags: &Flags) {
         generator,
         config: _,
         data,
+        low_memory,
     } = flags;
+    if *low_memory {
+        table.insert("low_memory".to_owned(), Value::Boolean(true));
+    }
     let texts = [
         ("listen", listen.map(|address| address.to_string())),
         ("model", model.clone()),

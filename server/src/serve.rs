@@ -140,15 +140,15 @@ impl Server {
             .map_err(|_| Error::Panicked)??;
         let began = Instant::now();
         let path = model.clone();
-        let text = task::spawn_blocking(move || Text::load(&path))
-            .await
-            .map_err(|_| Error::Panicked)??;
+        let text = task::spawn_blocking(move || Text::load(&path));
         let settings = config.engine.settings();
         let (max_sessions, rules) = (settings.max_sessions, settings.clone());
         let counts = Arc::new(Metrics::new(&name));
         let place = config.snapshots();
         let (engine, thread) =
             engine_thread::start(model, generator, settings, Arc::clone(&counts), place).await?;
+        // It was read beside the weights.
+        let text = text.await.map_err(|_| Error::Panicked)??;
         let rules = session_rules(&config, &rules, &engine, &text);
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(

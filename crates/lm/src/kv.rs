@@ -40,17 +40,28 @@ impl KvCache {
         let slots = slots.ok_or_else(|| refused("more tokens than a slot number can name"))?;
         let bytes = slots
             .checked_mul(config.kv_features())
+            .and_then(|n| n.checked_mul(config.layers))
             .and_then(|n| n.checked_mul(4));
         if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
             return Err(refused("more bytes than can be addressed"));
         }
-        let shape = (blocks, block_size, config.kv_heads, config.head_dim);
-        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        // One storage for all layers' K and one for their V: what is as large as this the allocator takes fresh from the system, and
+        // leaves untouched. A layer by itself (12.6 MB by default) would lie in memory that loading has used and freed, and be cleared:
+        // 160 MB more of resident memory at the start, and 0.2 s.
+        let shape = (
+            config.layers,
+            blocks,
+            block_size,
+            config.kv_heads,
+            config.head_dim,
+        );
+        let k = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+        let v = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
         let layers = (0..config.layers)
-            .map(|_| {
+            .map(|layer| {
                 Ok(LayerCache {
-                    k: zeros()?,
-                    v: zeros()?,
+                    k: k.get(layer)?,
+                    v: v.get(layer)?,
                 })
             })
             .collect::<Result<_, Error>>()?;

@@ -287,3 +287,26 @@ fn no_bearer_key_is_printed() {
         "{printed}"
     );
 }
+
+#[test]
+fn low_memory_sets_budgets_where_none_are_given() {
+    let flags = || Flags {
+        low_memory: true,
+        ..Flags::default()
+    };
+    let plain = read("", &[], flags()).unwrap().engine;
+    assert_eq!((plain.kv_blocks, plain.max_running), (Some(32), Some(4)));
+    assert!(plain.settings().check().is_ok());
+    let variables = [("IMPRINT_LOW_MEMORY", "true")];
+    let file = "[engine]\nkv_blocks = 64";
+    let given = read(file, &variables, Flags::default()).unwrap().engine;
+    assert_eq!((given.kv_blocks, given.max_running), (Some(64), Some(4)));
+    assert_eq!(
+        read("low_memory = false", &[], Flags::default())
+            .unwrap()
+            .engine
+            .kv_blocks,
+        None
+    );
+    assert!(read("low_memory = 'yes'", &[], Flags::default()).is_err());
+}
