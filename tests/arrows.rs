@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Each room with the rooms that it may use. `testkit` may be used in the tests of any but its own.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("imprint-proto", &[]),
     ("kernels", &[]),
     ("relevance", &[]),
@@ -18,6 +18,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     // In its tests alone: what runs on a device is held against the CPU's forward, sites and operations.
     ("cuda", &["lm", "generator", "kernels"]),
     ("engine", &["lm", "generator", "kernels"]),
+    ("device", &["engine", "lm", "generator", "cuda"]),
     ("imprint-client", &["imprint-proto"]),
     (
         "bench",
@@ -48,6 +49,8 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "bench",
             "train",
             "eval",
+            // Under the feature `cuda` alone.
+            "device",
         ],
     ),
 ];

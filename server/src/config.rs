@@ -36,18 +36,19 @@ const SNAPSHOT_BYTES_PER_TOKEN: usize = 32 << 10;
 /// What a variable of ours begins with.
 const PREFIX: &str = "IMPRINT_";
 /// Top-level keys whose values are text, whatever they look like.
-const TEXTS: [&str; 5] = ["listen", "model", "generator", "home", "data"];
+const TEXTS: [&str; 6] = ["listen", "model", "generator", "home", "data", "device"];
 /// Variables of clients, tests and the program that are no keys.
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 7] = [
     "IMPRINT_CONFIG",
     "IMPRINT_ENDPOINT",
     "IMPRINT_KEY",
     "IMPRINT_BIN",
     "IMPRINT_TEST_MODEL",
+    "IMPRINT_TEST_CUBLAS",
     "IMPRINT_GOLDEN_DIR",
 ];
 /// Top-level keys that are tables of their own.
-const SECTIONS: [&str; 5] = ["limits", "ingest", "engine", "metrics", "shutdown"];
+const SECTIONS: [&str; 6] = ["limits", "ingest", "engine", "cuda", "metrics", "shutdown"];
 
 /// What `imprint serve` can be told.
 #[derive(Clone, Deserialize)]
@@ -76,6 +77,10 @@ pub struct Config {
     pub ingest: Ingest,
     /// Budgets of the engine.
     pub engine: Engine,
+    /// Where the model runs: `cpu`, or `cuda` in a program built with that feature.
+    pub device: Device,
+    /// What a CUDA device is given.
+    pub cuda: Cuda,
     /// What the server counts of itself.
     pub metrics: Metrics,
     /// How the server ends.
@@ -172,6 +177,35 @@ pub struct Engine {
     pub activations: Option<Activations>,
 }
 
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+/// What a CUDA device is given.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cuda {
+    /// Which GPU, from 0.
+    pub ordinal: i32,
+    /// The driver's library.
+    pub driver: PathBuf,
+    /// cuBLAS 12 or 13.
+    pub cublas: PathBuf,
+    /// Cores in device memory: of the requests that run at once, and of sessions that are likely to ask next.
+    pub slots: usize,
+    /// Cores in pinned host memory behind them; all others are made ready from `engine.core_budget_bytes`.
+    pub pinned: usize,
+    /// Open windows whose sums are in device memory; those of others wait on the host.
+    pub windows: usize,
+}
+
 /// What the server counts of itself.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -203,6 +237,8 @@ impl fmt::Debug for Config {
             limits,
             ingest,
             engine,
+            device,
+            cuda,
             metrics,
             shutdown,
         } = self;
@@ -217,6 +253,8 @@ impl fmt::Debug for Config {
             .field("limits", limits)
             .field("ingest", ingest)
             .field("engine", engine)
+            .field("device", device)
+            .field("cuda", cuda)
             .field("metrics", metrics)
             .field("shutdown", shutdown)
             .finish()
@@ -236,8 +274,23 @@ impl Default for Config {
             limits: Limits::default(),
             ingest: Ingest::default(),
             engine: Engine::default(),
+            device: Device::Cpu,
+            cuda: Cuda::default(),
             metrics: Metrics::default(),
             shutdown: Shutdown::default(),
+        }
+    }
+}
+
+impl Default for Cuda {
+    fn default() -> Self {
+        Self {
+            ordinal: 0,
+            driver: PathBuf::from("libcuda.so.1"),
+            cublas: PathBuf::from("libcublas.so.13"),
+            slots: 256,
+            pinned: 512,
+            windows: 32,
         }
     }
 }
@@ -296,6 +349,9 @@ pub struct Flags {
     /// Folder for durable sessions.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Where the model runs: `cpu` or `cuda`.
+    #[arg(long)]
+    pub device: Option<String>,
     /// Small budgets of the engine, where none are given.
     #[arg(long)]
     pub low_memory: bool,
@@ -456,6 +512,9 @@ impl Config {
                 usize::try_from(keepalive_timeout_ms).unwrap_or(usize::MAX),
             ),
             ("engine.threads", self.engine.threads.unwrap_or(1)),
+            ("cuda.slots", self.cuda.slots),
+            ("cuda.pinned", self.cuda.pinned),
+            ("cuda.windows", self.cuda.windows),
         ];
         for (key, value) in positive {
             if value == 0 {
@@ -604,6 +663,7 @@ fn known(section: &str) -> &'static [&'static str] {
         "limits" => names::of::<Limits>(),
         "ingest" => names::of::<Ingest>(),
         "engine" => names::of::<Engine>(),
+        "cuda" => names::of::<Cuda>(),
         "metrics" => names::of::<Metrics>(),
         "shutdown" => names::of::<Shutdown>(),
         _ => names::of::<Config>(),
@@ -769,6 +829,7 @@ fn overlay_flags(table: &mut Table, flags: &Flags) {
         generator,
         config: _,
         data,
+        device,
         low_memory,
     } = flags;
     if *low_memory {
@@ -778,6 +839,7 @@ fn overlay_flags(table: &mut Table, flags: &Flags) {
         ("listen", listen.map(|address| address.to_string())),
         ("model", model.clone()),
         ("generator", generator.clone()),
+        ("device", device.clone()),
         (
             "data",
             data.as_ref()

@@ -9,7 +9,7 @@ mod tests;
 
 use std::{
     collections::{HashMap, VecDeque},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Instant,
@@ -22,6 +22,7 @@ use engine::{
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
+    config::Cuda,
     metrics::{Metrics, Watch},
     snapshots::{Disk, Gauge, Job, Place, without_disk},
     states::Account,
@@ -234,7 +235,7 @@ impl Handle {
 pub async fn start(
     model: PathBuf,
     generator: Option<PathBuf>,
-    settings: engine::Config,
+    (settings, cuda): (engine::Config, Option<Cuda>),
     metrics: Arc<Metrics>,
     place: Option<Place>,
 ) -> Result<(Handle, JoinHandle<()>), StartError> {
@@ -244,7 +245,11 @@ pub async fn start(
     let mine = mailbox.downgrade();
     let body = move || {
         let flag = Flag(flag);
-        let engine = match Engine::load(&model, generator.as_deref(), settings) {
+        let loading = match cuda {
+            None => Engine::load(&model, generator.as_deref(), settings),
+            Some(cuda) => on_device(&model, generator.as_deref(), settings, cuda),
+        };
+        let engine = match loading {
             Ok(engine) => engine,
             Err(error) => {
                 drop(loaded.send(Err(error)));
@@ -274,6 +279,43 @@ pub async fn start(
         },
         thread,
     ))
+}
+
+/// An engine whose forwards run on a GPU.
+#[cfg(feature = "cuda")]
+fn on_device(
+    model: &Path,
+    generator: Option<&Path>,
+    settings: engine::Config,
+    cuda: Cuda,
+) -> Result<Engine, engine::Error> {
+    let options = device::Options {
+        libraries: device::Libraries {
+            driver: cuda.driver,
+            cublas: cuda.cublas,
+        },
+        ordinal: cuda.ordinal,
+        slots: cuda.slots,
+        pinned: cuda.pinned,
+        windows: cuda.windows,
+    };
+    Engine::on(settings, |settings| {
+        let machine = device::Accelerator::load(model, generator, settings, &options)?;
+        Ok(Box::new(machine))
+    })
+}
+
+/// The same in a program that has none.
+#[cfg(not(feature = "cuda"))]
+fn on_device(
+    _: &Path,
+    _: Option<&Path>,
+    _: engine::Config,
+    _: Cuda,
+) -> Result<Engine, engine::Error> {
+    Err(engine::Error::Machine {
+        detail: "this program was built without the feature `cuda`".to_owned(),
+    })
 }
 
 /// Starts what keeps snapshots; its answers come through the mailbox, which it does not keep open.

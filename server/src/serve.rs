@@ -20,7 +20,7 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Device},
     edge::{Edge, Phase},
     engine_thread::{self, Handle},
     grpc::{self, Shared},
@@ -145,8 +145,15 @@ impl Server {
         let (max_sessions, rules) = (settings.max_sessions, settings.clone());
         let counts = Arc::new(Metrics::new(&name));
         let place = config.snapshots();
-        let (engine, thread) =
-            engine_thread::start(model, generator, settings, Arc::clone(&counts), place).await?;
+        let cuda = (config.device == Device::Cuda).then(|| config.cuda.clone());
+        let (engine, thread) = engine_thread::start(
+            model,
+            generator,
+            (settings, cuda),
+            Arc::clone(&counts),
+            place,
+        )
+        .await?;
         // It was read beside the weights.
         let text = text.await.map_err(|_| Error::Panicked)??;
         let rules = session_rules(&config, &rules, &engine, &text);

@@ -32,6 +32,25 @@ KERNEL add_bias(bf16* x, const bf16* bias, unsigned n) {
   for (unsigned i = threadIdx.x; i < n; i += blockDim.x) row[i] = to_bf16(to_float(row[i]) + to_float(bias[i]));
 }
 
+// mass [1] += the sum over rows of ||k|| ||v||, k [T, R1], v [T, R2]; in an order of its own, the same in every run. One block of 32 warps.
+KERNEL add_mass(double* mass, const bf16* k, const bf16* v, unsigned rows, unsigned r1, unsigned r2) {
+  __shared__ double sums[32];
+  const unsigned lane = threadIdx.x & 31u, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+  double sum = 0.;
+  for (unsigned row = warp; row < rows; row += warps) {
+    float kk = 0.f, vv = 0.f;
+    for (unsigned i = lane; i < r1; i += 32) { const float x = to_float(k[(size_t)row * r1 + i]); kk += x * x; }
+    for (unsigned i = lane; i < r2; i += 32) { const float x = to_float(v[(size_t)row * r2 + i]); vv += x * x; }
+    sum += sqrt((double)warp_sum(kk) * (double)warp_sum(vv));
+  }
+  if (lane == 0) sums[warp] = sum;
+  __syncthreads();
+  if (threadIdx.x) return;
+  double all = 0.;
+  for (unsigned i = 0; i < warps; i++) all += sums[i];
+  *mass += all;
+}
+
 // Rotary positions in the half-split layout, in place on q and k of qkv [T, (H + 2 Hkv) Dh], and k and v into their caches
 // [slots, Hkv Dh] at cache_slots [T]; a slot beyond the cache (a row that pads a bucket) is not written. cos, sin [max, Dh/2].
 KERNEL rope_append(bf16* qkv, bf16* k_cache, bf16* v_cache, const float* cos, const float* sin, const unsigned* positions,

@@ -496,14 +496,8 @@ fn read_outs(
     clock: &Clock<'_>,
     say: &mut dyn FnMut(&Figure),
 ) -> Result<(), Error> {
-    let GeneratorShape {
-        r1,
-        r2,
-        rank,
-        ref places,
-        ..
-    } = plan.generator;
-    let count = plan.shape.layers * places.len();
+    let GeneratorShape { r1, r2, rank, .. } = plan.generator;
+    let count = plan.generator.sites(plan.shape.layers);
     // Keys and values of as many random tokens as there are ranks: S and G of full rank.
     let tokens = r1.max(r2);
     let (k, v) = (

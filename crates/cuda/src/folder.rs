@@ -55,6 +55,34 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| self.refused(key))
     }
 
+    /// Frequencies as `rope_scaling` changes them: in Llama 3's form those of long wavelengths are slowed down, short ones kept.
+    fn scaled(&self, frequencies: Vec<f64>) -> Result<Vec<f64>, Error> {
+        let scaling = &self.keys["rope_scaling"];
+        if scaling.is_null() {
+            return Ok(frequencies);
+        }
+        let number = |key: &str| scaling[key].as_f64().filter(|x| x.is_finite() && *x > 0.0);
+        let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str());
+        let [Some(factor), Some(low), Some(high), Some(context)] = [
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ]
+        .map(number) else {
+            return Err(self.refused("rope_scaling"));
+        };
+        if kind != Some("llama3") || low >= high {
+            return Err(self.refused("rope_scaling"));
+        }
+        let scaled = |frequency: f64| {
+            let turns = context * frequency / std::f64::consts::TAU;
+            let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            frequency * (kept + (1.0 - kept) / factor)
+        };
+        Ok(frequencies.into_iter().map(scaled).collect())
+    }
+
     fn number(&self, key: &str) -> Result<f64, Error> {
         self.keys[key]
             .as_f64()
@@ -64,7 +92,7 @@ impl<'a> Keys<'a> {
 }
 
 impl Shape {
-    /// Of a decoder in the HF layout, without scaled rotary frequencies.
+    /// Of a decoder in the HF layout; of scaled rotary frequencies Llama 3's.
     ///
     /// # Errors
     /// [`Error::File`] naming the key that has no form here.
@@ -74,9 +102,6 @@ impl Shape {
         let kind = keys.keys["model_type"].as_str().unwrap_or_default();
         if !["llama", "mistral", "qwen2", "qwen3"].contains(&kind) {
             return Err(keys.refused("model_type"));
-        }
-        if !keys.keys["rope_scaling"].is_null() {
-            return Err(keys.refused("rope_scaling"));
         }
         let (hidden, queries) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
         let dim = keys.optional("head_dim")?.unwrap_or(hidden / queries);
@@ -101,9 +126,11 @@ impl Shape {
             },
             vocab: keys.size("vocab_size")?,
             eps: keys.number("rms_norm_eps")? as f32,
-            frequencies: (0..dim / 2)
-                .map(|i| theta.powf(-((2 * i) as f64) / dim as f64))
-                .collect(),
+            frequencies: keys.scaled(
+                (0..dim / 2)
+                    .map(|i| theta.powf(-((2 * i) as f64) / dim as f64))
+                    .collect(),
+            )?,
             positions: keys.size("max_position_embeddings")?.min(MAX_POSITIONS),
             window: window.unwrap_or(0),
             tied: keys.keys["tie_word_embeddings"].as_bool().unwrap_or(false),
@@ -117,7 +144,7 @@ impl Shape {
 }
 
 impl GeneratorShape {
-    /// Of a FASTLORA checkpoint with sites in all layers.
+    /// Of a FASTLORA checkpoint. Whether its sizes and layers fit is told when a model is loaded with it.
     ///
     /// # Errors
     /// [`Error::File`] naming the key that has no form here.
@@ -141,12 +168,18 @@ impl GeneratorShape {
                 names.iter().any(|name| name.ends_with(short))
             })
             .collect();
-        if places.is_empty()
-            || places.len() != names.len()
-            || !keys.keys["fastlora_layers"].is_null()
-        {
+        if places.is_empty() || places.len() != names.len() {
             return Err(keys.refused("target_modules"));
         }
+        let layers = match &keys.keys["fastlora_layers"] {
+            Value::Null => None,
+            Value::Array(layers) => {
+                let number = |layer: &Value| layer.as_u64().and_then(|n| usize::try_from(n).ok());
+                let named: Option<Vec<usize>> = layers.iter().map(number).collect();
+                Some(named.ok_or_else(|| keys.refused("fastlora_layers"))?)
+            }
+            _ => return Err(keys.refused("fastlora_layers")),
+        };
         let form = match keys.keys["fastlora_key"].as_str() {
             None => Form::Published,
             Some("site_input_tied_A1") => Form::Associative,
@@ -161,12 +194,12 @@ impl GeneratorShape {
         let shape = Self {
             form,
             places,
+            layers,
             r1,
             r2,
             rank,
             scale: (keys.number("fastlora_alpha")? / r2 as f64) as f32,
         };
-        shape.check()?;
         Ok(shape)
     }
 }

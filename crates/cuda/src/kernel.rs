@@ -75,6 +75,7 @@ kernels! {
         GatherRows "gather_rows" "pppuu",
         SiluMul "silu_mul" "ppu",
         AddBias "add_bias" "ppu",
+        AddMass "add_mass" "pppuuu",
         RopeAppend "rope_append" "pppppppuuuu",
         Sample "sample" "ppppu",
     }

@@ -95,6 +95,40 @@ pub struct Sums {
     pub s: Buffer<f32>,
     /// [sites, R1, R1]
     pub g: Option<Buffer<f32>>,
+    /// Σ ||k_t|| ||v_t|| `[sites]`, in the published form: what the rounding of S is measured with.
+    pub mass: Option<Buffer<f64>>,
+}
+
+impl Sums {
+    /// Sets all to zeros.
+    ///
+    /// # Errors
+    /// [`Error::Call`] where the driver refuses.
+    pub fn clear(&self, device: &Device) -> Result<(), Error> {
+        self.s.view().clear(device)?;
+        if let Some(g) = &self.g {
+            g.view().clear(device)?;
+        }
+        match &self.mass {
+            Some(mass) => mass.view().clear(device),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the values of others of the same sizes.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for other sizes; [`Error::Call`].
+    pub fn copy_from(&self, device: &Device, from: &Self) -> Result<(), Error> {
+        self.s.view().copy_from(device, from.s.view())?;
+        if let (Some(g), Some(from)) = (&self.g, &from.g) {
+            g.view().copy_from(device, from.view())?;
+        }
+        match (&self.mass, &from.mass) {
+            (Some(mass), Some(from)) => mass.view().copy_from(device, from.view()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Rows of a batch that write: `len` from `first` on.
@@ -121,7 +155,7 @@ impl Model {
     ) -> Result<Self, Error> {
         shape.check()?;
         if let Some((generator, _)) = &generator {
-            generator.check()?;
+            generator.check(shape.layers)?;
         }
         let Memory {
             cache_blocks,
@@ -225,6 +259,11 @@ impl Model {
         })
     }
 
+    /// The device that it is on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// What batches are checked against.
     pub fn limits(&self) -> Limits {
         Limits {
@@ -256,23 +295,18 @@ impl Model {
     /// # Errors
     /// [`Error::Unsupported`] without a generator; [`Error::Call`].
     pub fn new_sums(&self) -> Result<Sums, Error> {
-        let Some(GeneratorShape {
-            r1,
-            r2,
-            form,
-            places,
-            ..
-        }) = &self.generator
-        else {
+        let Some(generator) = &self.generator else {
             return Err(Error::Unsupported {
                 what: "sums without a generator".into(),
             });
         };
-        let sites = self.shape.layers * places.len();
+        let GeneratorShape { r1, r2, form, .. } = generator;
+        let sites = generator.sites(self.shape.layers);
         let g = *form == Form::Associative;
         Ok(Sums {
             s: self.device.zeros(sites * r1 * r2)?,
             g: g.then(|| self.device.zeros(sites * r1 * r1)).transpose()?,
+            mass: (!g).then(|| self.device.zeros(sites)).transpose()?,
         })
     }
 

@@ -16,7 +16,9 @@ pub use factor::{
     EIGEN_MAX, Emitted, FACTOR_BLOCK, Factors, copy_block, eigen, emit_dense, emit_low_rank,
     factor_block, shift_diagonal, symmetric, widen,
 };
-pub use rows::{add_bias, add_rms_norm, gather_rows, head_norm, rms_norm, sample, silu_mul};
+pub use rows::{
+    add_bias, add_mass, add_rms_norm, gather_rows, head_norm, rms_norm, sample, silu_mul,
+};
 
 use crate::{
     Buffer, Device, Error, View,

@@ -148,13 +148,15 @@ impl Place {
     }
 }
 
-/// The shape of a generator: the same places in every layer, the same ranks everywhere.
+/// The shape of a generator: the same places in every layer that it adapts, the same ranks everywhere.
 #[derive(Clone, Debug)]
 pub struct GeneratorShape {
     /// How tokens write.
     pub form: Form,
     /// Where its sites are, in the order in which a layer computes them.
     pub places: Vec<Place>,
+    /// The layers that have sites, ascending; `None`: all.
+    pub layers: Option<Vec<usize>>,
     /// R1.
     pub r1: usize,
     /// R2.
@@ -171,6 +173,7 @@ impl GeneratorShape {
         Self {
             form: Form::Published,
             places: vec![Place::Output],
+            layers: None,
             r1: 1024,
             r2: 1024,
             rank: 128,
@@ -183,12 +186,33 @@ impl GeneratorShape {
         crate::ops::SiteCores::size(self.r1, self.r2, self.rank)
     }
 
-    /// Elements of a core: all sites of all layers.
-    pub fn core_size(&self, layers: usize) -> usize {
-        layers * self.places.len() * self.site_size()
+    /// Its sites in a decoder of so many layers.
+    pub fn sites(&self, layers: usize) -> usize {
+        self.layers.as_ref().map_or(layers, Vec::len) * self.places.len()
     }
 
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    /// Index of the first site of a layer, if it has any.
+    pub fn first_site(&self, layer: usize) -> Option<usize> {
+        let index = match &self.layers {
+            Some(layers) => layers.iter().position(|other| *other == layer)?,
+            None => layer,
+        };
+        Some(index * self.places.len())
+    }
+
+    /// Elements of a core: all sites.
+    pub fn core_size(&self, layers: usize) -> usize {
+        self.sites(layers) * self.site_size()
+    }
+
+    pub(crate) fn check(&self, layers: usize) -> Result<(), Error> {
+        let ascend = |named: &Vec<usize>| {
+            named.windows(2).all(|pair| pair[0] < pair[1])
+                && named.last().is_some_and(|last| *last < layers)
+        };
+        fits(self.layers.as_ref().is_none_or(ascend), || {
+            format!("sites in the layers {:?} of {layers}", self.layers)
+        })?;
         let sizes = [self.r1, self.r2]
             .into_iter()
             .chain((self.rank > 0).then_some(self.rank));

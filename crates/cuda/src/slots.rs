@@ -107,6 +107,16 @@ impl Slots {
         self.ready[slot].synchronize()
     }
 
+    /// Sets a slot to zeros, behind the steps so far.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no such slot; [`Error::Call`].
+    pub fn clear(&self, slot: usize) -> Result<(), Error> {
+        // What was being brought in lands first.
+        self.need(slot)?;
+        self.slot(slot)?.clear(&self.device)
+    }
+
     /// Copies a core out to the host, behind the steps so far, and waits for it.
     ///
     /// # Errors

@@ -71,6 +71,13 @@ pub fn silu_mul(gate_up: &[bf16], f: usize) -> Vec<bf16> {
     gate_up.chunks_exact(2 * f).flat_map(row).collect()
 }
 
+/// Σ ||k_t|| ||v_t|| over k [T, R1], v [T, R2].
+pub fn mass(k: &[bf16], v: &[bf16], r1: usize, r2: usize) -> f64 {
+    let norm = |row: &[bf16]| row.iter().map(|x| x.to_f64().powi(2)).sum::<f64>().sqrt();
+    let rows = k.chunks_exact(r1).zip(v.chunks_exact(r2));
+    rows.map(|(k, v)| norm(k) * norm(v)).sum()
+}
+
 /// x [T, N] += bias `[N]`.
 pub fn add_bias(x: &mut [bf16], bias: &[bf16]) {
     for row in x.chunks_exact_mut(bias.len()) {

@@ -14,15 +14,19 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 
-use crate::{Buffer, Device, Error, Form, GeneratorShape, Shape};
+use crate::{Buffer, Device, Error, Form, GeneratorShape, Shape, error::fits};
+
+/// Gives a tensor of so many elements by its name.
+pub type Asked = dyn Fn(&str, usize) -> Result<Vec<bf16>, Error>;
 
 /// Where weights come from.
-#[derive(Debug)]
 pub enum Source {
     /// Numbers that keep activations near one: the same for the same seed.
     Random(u64),
     /// Checkpoints in the HF layout.
     Files(Files),
+    /// Whoever can read them.
+    Asked(Box<Asked>),
 }
 
 /// Safetensors files, read tensor by tensor.
@@ -191,6 +195,13 @@ impl Loader<'_> {
         for (name, len) in parts {
             let values = match self.source {
                 Source::Files(files) => files.read(name, *len)?,
+                Source::Asked(ask) => {
+                    let values = ask(name, *len)?;
+                    fits(values.len() == *len, || {
+                        format!("{name} of {} elements, not {len}", values.len())
+                    })?;
+                    values
+                }
                 Source::Random(seed) => {
                     self.seed += 1;
                     random(
@@ -337,8 +348,10 @@ impl Weights {
                 None
             };
             let sites = match generator {
-                Some((generator, source)) => Self::sites(device, shape, layer, generator, source)?,
-                None => Vec::new(),
+                Some((generator, source)) if generator.first_site(layer).is_some() => {
+                    Self::sites(device, shape, layer, generator, source)?
+                }
+                _ => Vec::new(),
             };
             layers.push(Layer {
                 input_norm: base.gain(&name("input_layernorm.weight"), hidden)?,

@@ -2,7 +2,8 @@
 //!
 //! A slot is addressed by its index and a generation that grows whenever it is freed, so that an old address never reaches what stands
 //! there now; it is asked for before each use. Who holds a core leases its slot; when the last one lets go, the slot is scrubbed and
-//! free. On the CPU a slot is host memory of its core's size. Whether another core may come is asked before. Start at
+//! free, and the machine that runs the forwards is told. A slot is host memory of its core's size; a machine with memory of its own
+//! has copies there. Whether another core may come is asked before. Start at
 //! [`CoreBudget::check`].
 
 #[cfg(test)]
@@ -28,6 +29,8 @@ type Table = Arc<Mutex<Slots>>;
 struct Slots {
     slots: Vec<Entry>,
     free: Vec<usize>,
+    /// Freed since somebody asked.
+    freed: Vec<Slot>,
     used: usize,
 }
 
@@ -38,11 +41,11 @@ struct Entry {
     bytes: usize,
 }
 
-/// The address of a core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Slot {
-    index: usize,
-    generation: u64,
+/// The address of a core: what a [`crate::Machine`] knows it by. Never used again once it is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slot {
+    pub(crate) index: usize,
+    pub(crate) generation: u64,
 }
 
 /// A core that counts. Cheap to clone.
@@ -90,6 +93,7 @@ impl Slots {
         entry.generation += 1;
         self.used -= bytes;
         self.free.push(slot.index);
+        self.freed.push(slot);
     }
 }
 
@@ -110,8 +114,7 @@ impl HeldCore {
     }
 
     /// Its address.
-    #[cfg(test)]
-    fn slot(&self) -> Slot {
+    pub(crate) fn slot(&self) -> Slot {
         self.0.slot
     }
 
@@ -167,6 +170,11 @@ impl CoreBudget {
             bytes,
             table: Arc::clone(&self.table),
         }))
+    }
+
+    /// The slots that were freed since this was asked last.
+    pub(crate) fn freed(&self) -> Vec<Slot> {
+        std::mem::take(&mut locked(&self.table).freed)
     }
 
     /// Whether this address still reaches a core.

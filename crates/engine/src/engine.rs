@@ -16,7 +16,6 @@ use std::{
 };
 
 use generator::Generator;
-use lm::{KvCache, Lm, LoadOptions};
 
 use self::{sessions::Begins, tiers::Waking};
 use crate::{
@@ -28,6 +27,7 @@ use crate::{
     event::{Event, Rejected},
     ids::{SessionId, TenantId},
     load::{Before, Load},
+    machine::{Host, Machine},
     model::ModelInfo,
     pace::Pace,
     request::{Adapter, Request},
@@ -78,8 +78,7 @@ pub struct Usage {
 
 /// One frozen model with its sessions and requests. One thread owns it.
 pub struct Engine {
-    lm: Lm,
-    kv: KvCache,
+    machine: Box<dyn Machine>,
     model: Arc<ModelInfo>,
     config: Config,
     bounds: Bounds,
@@ -132,27 +131,31 @@ impl Engine {
     /// # Errors
     /// A bound that cannot work, or a file that is missing, damaged or made for another base.
     pub fn load(model: &Path, generator: Option<&Path>, config: Config) -> Result<Self, Error> {
+        Self::on(config, |config| {
+            Ok(Box::new(Host::load(model, generator, config)?))
+        })
+    }
+
+    /// The same on a machine of the caller's, which is made once the bounds are known to be ones that can work.
+    ///
+    /// # Errors
+    /// A bound that cannot work, or what `machine` says.
+    pub fn on(
+        config: Config,
+        machine: impl FnOnce(&Config) -> Result<Box<dyn Machine>, Error>,
+    ) -> Result<Self, Error> {
         config.check()?;
-        let mut lm = Lm::load(
-            model,
-            LoadOptions {
-                dequantize: config.dequantize,
-                activations: config.activations,
-            },
-        )?;
-        if let Some(generator) = generator {
-            lm.attach_generator(generator)?;
-        }
+        let machine = machine(&config)?;
         let allocator = BlockAllocator::new(config.kv_blocks, config.block_size);
-        let (state_bytes, least) = match lm.generator() {
+        let (state_bytes, least) = match machine.generator() {
             Some(generator) => (generator.new_state()?.bytes(), least_written(generator)),
             None => (0, 1),
         };
-        let core_bytes = lm.generator().map_or(0, Generator::core_bytes);
-        let trace_row_bytes = lm.generator().map_or(0, Generator::trace_bytes);
+        let core_bytes = machine.generator().map_or(0, Generator::core_bytes);
+        let trace_row_bytes = machine.generator().map_or(0, Generator::trace_bytes);
         let bounds = Bounds {
-            vocab: lm.config().vocab,
-            window_limit: lm.config().context_length.min(allocator.capacity_tokens()),
+            vocab: machine.base().config.vocab,
+            window_limit: (machine.base().config.context_length).min(allocator.capacity_tokens()),
             least,
             state_bytes,
             core_bytes,
@@ -170,14 +173,17 @@ impl Engine {
             }
             .into());
         }
-        let kv = KvCache::new(lm.config(), config.kv_blocks, config.block_size)?;
-        let model = Arc::new(ModelInfo::new(&lm, state_bytes));
+        let model = Arc::new(ModelInfo::new(&*machine, state_bytes));
+        let trace_budget = if machine.traces() {
+            config.trace_budget_bytes
+        } else {
+            0
+        };
         Ok(Self {
-            lm,
-            kv,
+            machine,
             model,
             cores: CoreBudget::new(config.core_budget_bytes),
-            traces: TraceBudget::new(config.trace_budget_bytes),
+            traces: TraceBudget::new(trace_budget),
             config,
             bounds,
             allocator,
@@ -366,6 +372,7 @@ impl Engine {
             ready.saturating_duration_since(drawn)
         });
         let batch = self.batch(spent, events);
+        self.announce()?;
         let logits = self.forward(&batch)?;
         let done = now();
         let took = done.saturating_duration_since(ready);
@@ -375,6 +382,9 @@ impl Engine {
         self.hand_round(&batch, &logits, done, events);
         if self.running.is_empty() {
             self.settle(events);
+        }
+        for slot in self.cores.freed() {
+            self.machine.free(slot)?;
         }
         // Where answers run, their tokens go out before versions are read out; the next step does it, and knows what it took.
         self.drawn = (!self.running.is_empty()).then_some(done);
@@ -511,11 +521,12 @@ impl Engine {
     }
 
     fn settle(&mut self, events: &mut Vec<Event>) {
-        let Some(generator) = self.lm.generator() else {
+        let Some(generator) = self.machine.generator() else {
             return;
         };
         let mut cx = Context {
             generator,
+            machine: &*self.machine,
             allocator: &mut self.allocator,
             cores: &self.cores,
             traces: &self.traces,

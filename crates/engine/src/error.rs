@@ -17,6 +17,12 @@ pub enum Error {
     /// The generator could not be loaded, or a state could not be computed.
     #[error(transparent)]
     Generator(#[from] generator::Error),
+    /// The machine that runs the forwards failed.
+    #[error("the machine failed: {detail}")]
+    Machine {
+        /// Its words.
+        detail: String,
+    },
     /// Logits could not be read.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

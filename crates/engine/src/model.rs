@@ -3,9 +3,9 @@
 //! Gathered once when the engine loads. Start at [`ModelInfo`].
 
 use generator::{Generator, Module, ReadOut, Strategy, Write};
-use lm::{Architecture, Lm};
+use lm::Architecture;
 
-use crate::ids::TokenId;
+use crate::{ids::TokenId, machine::Machine};
 
 /// A frozen model with its generator.
 #[derive(Clone, Debug)]
@@ -78,20 +78,21 @@ pub struct SiteInfo {
 
 impl ModelInfo {
     /// Reads the facts off a loaded model; `state_bytes` are those of one state.
-    pub(crate) fn new(lm: &Lm, state_bytes: usize) -> Self {
-        let config = lm.config();
+    pub(crate) fn new(machine: &dyn Machine, state_bytes: usize) -> Self {
+        let base = machine.base();
+        let config = &base.config;
         Self {
             architecture: config.architecture,
-            parameters: lm.parameters(),
+            parameters: base.parameters,
             layers: config.layers,
             hidden: config.hidden,
             vocab: config.vocab,
             context_length: config.context_length,
-            weight_format: lm.weight_format().to_owned(),
-            digest: lm.digest().to_owned(),
+            weight_format: base.weight_format.clone(),
+            digest: base.digest.clone(),
             eos: config.eos.clone(),
             bos: config.bos,
-            generator: lm
+            generator: machine
                 .generator()
                 .map(|generator| GeneratorInfo::new(generator, state_bytes)),
         }

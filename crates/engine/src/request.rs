@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::{
     blocks::{BlockAllocator, Blocks},
     command::Chosen,
-    cores::HeldCore,
+    cores::{HeldCore, Slot},
     event::{Event, Finish, Timings},
     ids::{Digest, RequestId, SessionId, TenantId, TokenId, Version},
     prefix::PrefixKey,
@@ -265,10 +265,10 @@ impl Request {
         }
     }
 
-    /// The next row, of so many tokens.
-    pub(crate) fn row(&self, tokens: usize) -> lm::Row<'_> {
+    /// The next row, of so many tokens, and where its core is.
+    pub(crate) fn row(&self, tokens: usize) -> (lm::Row<'_>, Option<Slot>) {
         let end = (self.fed + tokens).min(self.sequence.len());
-        lm::Row {
+        let row = lm::Row {
             tokens: &self.sequence[self.fed..end],
             position: self.fed,
             blocks: self.blocks.as_slice(),
@@ -277,7 +277,8 @@ impl Request {
             window: None,
             lookahead: None,
             logits: self.logits(tokens),
-        }
+        };
+        (row, self.pin.core.as_ref().map(HeldCore::slot))
     }
 
     /// Takes what came back for the row of so many tokens: `logits`, V floats for each row of logits that it asked for. Says

@@ -28,6 +28,7 @@ use crate::{
     error::SessionError,
     event::{Event, Newest},
     ids::{Digest, DocumentId, Seq, SessionId, TenantId, TokenId, Version},
+    machine::Machine,
     reading::Reading,
     snapshot::Need,
     traces::{HeldTrace, TraceBudget},
@@ -67,6 +68,7 @@ pub(crate) struct Bounds {
 /// What settling needs of the engine.
 pub(crate) struct Context<'a> {
     pub(crate) generator: &'a Generator,
+    pub(crate) machine: &'a dyn Machine,
     pub(crate) allocator: &'a mut BlockAllocator,
     pub(crate) cores: &'a CoreBudget,
     pub(crate) traces: &'a TraceBudget,

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use kernels::CoreView;
 
-use crate::error::Error;
+use crate::{error::Error, generator::Generator};
 
 /// One site's part of a core.
 #[derive(Debug)]
@@ -19,6 +19,67 @@ pub(crate) enum SiteCore {
     Dense(Tensor),
     /// N = U Vᵀ, u [R1, q], v [R2, q].
     LowRank { u: Tensor, v: Tensor },
+}
+
+/// One site's part of a core as plain numbers, row by row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PlainCore {
+    /// N = 0.
+    Zero,
+    /// N [R1, R2].
+    Dense(Vec<f32>),
+    /// N = U Vᵀ, u [R1, q], v [R2, q].
+    LowRank {
+        /// U
+        u: Vec<f32>,
+        /// V
+        v: Vec<f32>,
+    },
+}
+
+impl PlainCore {
+    /// As a core of a site of these sizes; `None` for other sizes.
+    fn on_site(self, r1: usize, r2: usize) -> Result<Option<SiteCore>, Error> {
+        let tensor =
+            |values, rows, columns| Tensor::from_vec(values, (rows, columns), &Device::Cpu);
+        Ok(match self {
+            Self::Zero => Some(SiteCore::Zero),
+            Self::Dense(n) if n.len() == r1 * r2 => Some(SiteCore::Dense(tensor(n, r1, r2)?)),
+            Self::LowRank { u, v }
+                if u.len() / r1 * r1 == u.len() && u.len() / r1 * r2 == v.len() =>
+            {
+                let q = u.len() / r1;
+                let (u, v) = (tensor(u, r1, q)?, tensor(v, r2, q)?);
+                Some(SiteCore::LowRank { u, v })
+            }
+            Self::Dense(_) | Self::LowRank { .. } => None,
+        })
+    }
+}
+
+impl Generator {
+    /// A core that was read out elsewhere, site by site.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] for parts of other sizes.
+    pub fn core(&self, parts: Vec<PlainCore>) -> Result<Core, Error> {
+        let foreign = || Error::Foreign {
+            detail: format!(
+                "parts of a core that are not those of {} sites",
+                self.sites().len()
+            ),
+        };
+        if parts.len() != self.sites().len() {
+            return Err(foreign());
+        }
+        let sites = parts.into_iter().zip(self.sites()).map(|(part, site)| {
+            let (r1, r2, _) = site.ranks();
+            part.on_site(r1, r2)?.ok_or_else(foreign)
+        });
+        Ok(Core {
+            sites: sites.collect::<Result<_, Error>>()?,
+        })
+    }
 }
 
 /// What serving needs of a state. Immutable, cheap to clone.
@@ -52,6 +113,17 @@ impl Core {
             SiteCore::Zero => None,
             SiteCore::Dense(n) => Some(n.clone()),
             SiteCore::LowRank { u, v } => Some(u.matmul(&v.t()?)?),
+        })
+    }
+
+    /// Its factors U [R1, q] and V [R2, q] at a site; `None` where N is zero or kept whole.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] if there is no such site.
+    pub fn low_rank(&self, site: usize) -> Result<Option<(&Tensor, &Tensor)>, Error> {
+        Ok(match self.site(site)? {
+            SiteCore::LowRank { u, v } => Some((u, v)),
+            SiteCore::Zero | SiteCore::Dense(_) => None,
         })
     }
 

@@ -149,6 +149,12 @@ pub enum Error {
         /// Why.
         detail: String,
     },
+    /// What a device was asked for about a state failed.
+    #[error("a state on the device: {detail}")]
+    Device {
+        /// Its words.
+        detail: String,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -29,11 +29,11 @@ mod trainee;
 pub mod windows;
 
 pub use config::{Config, ReadOut, Strategy, Write};
-pub use cores::Core;
+pub use cores::{Core, PlainCore};
 pub use error::Error;
 pub use export::PeftExport;
 pub use generator::Generator;
 pub use site::{BaseShape, Module, Site, SiteId, SiteRows, WriteRows, normed_embeddings};
-pub use state::{State, Window};
+pub use state::{PlainSums, State, Window};
 pub use trace::Trace;
 pub use trainee::{Adapted, Adapter, PARTS, Seen, Trainee, TraineeSite};

@@ -201,6 +201,11 @@ impl Site {
         self.id
     }
 
+    /// lambda of a ridge read-out.
+    pub fn ridge(&self) -> Option<f64> {
+        self.ridge
+    }
+
     /// (R1, R2, largest rank of a core).
     pub fn ranks(&self) -> (usize, usize, usize) {
         (self.a1.out_features(), self.b.in_features(), self.max_rank)

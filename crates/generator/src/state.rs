@@ -4,10 +4,13 @@
 //! changes), and nothing is ever subtracted, as (a + b) - b is not a in f32: forgetting refolds.
 //! Start at [`State::add_window`].
 
+mod elsewhere;
+
 use std::{ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
 
+pub use self::elsewhere::PlainSums;
 use crate::{error::Error, site::Site, trace::Rows};
 
 /// S [R1, R2] and, for a ridge read-out, G [R1, R1] of one site, f32.
@@ -211,6 +214,8 @@ impl SiteWindow {
 #[derive(Debug)]
 pub struct Window {
     sites: Arc<Vec<SiteWindow>>,
+    /// Names what a machine with memory of its own holds of it.
+    elsewhere: Option<Arc<u64>>,
 }
 
 impl Window {
@@ -226,6 +231,7 @@ impl Window {
         };
         Ok(Self {
             sites: Arc::new(keeps.map(site).collect::<Result<_, Error>>()?),
+            elsewhere: None,
         })
     }
 
@@ -236,6 +242,7 @@ impl Window {
     pub fn try_clone(&self) -> Result<Self, Error> {
         Ok(Self {
             sites: Arc::clone(&self.sites),
+            elsewhere: self.elsewhere.clone(),
         })
     }
 

@@ -5,6 +5,7 @@
 
 use std::{fs, path::Path};
 
+use generator::BaseShape;
 use serde_json::{Map, Value};
 
 use crate::{FileError, TokenId, gguf::Gguf};
@@ -111,6 +112,18 @@ impl Config {
     /// Features of all key (or value) heads, Hkv Dh.
     pub fn kv_features(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// What a generator must know of this base.
+    pub fn base_shape(&self) -> BaseShape {
+        BaseShape {
+            layers: self.layers,
+            hidden: self.hidden,
+            intermediate: self.intermediate,
+            query: self.query_features(),
+            key_value: self.kv_features(),
+            vocab: self.vocab,
+        }
     }
 
     /// Rotary frequencies 1/theta^(2i/Dh) with their scaling, [Dh/2].

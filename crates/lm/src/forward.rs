@@ -160,14 +160,7 @@ impl Lm {
 
     /// What a generator must know of this base.
     pub fn shape(&self) -> BaseShape {
-        BaseShape {
-            layers: self.config.layers,
-            hidden: self.config.hidden,
-            intermediate: self.config.intermediate,
-            query: self.config.query_features(),
-            key_value: self.config.kv_features(),
-            vocab: self.config.vocab,
-        }
+        self.config.base_shape()
     }
 
     /// The generator, if one is attached.

@@ -14,6 +14,7 @@ mod gguf;
 mod kv;
 mod oneshot;
 mod options;
+mod tensors;
 mod training;
 mod weights;
 
@@ -25,4 +26,5 @@ pub use forward::{Lm, Output};
 pub use kv::KvCache;
 pub use oneshot::Windows;
 pub use options::{Activations, LoadOptions};
+pub use tensors::Tensors;
 pub use text::TokenId;

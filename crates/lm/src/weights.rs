@@ -171,31 +171,37 @@ impl Weights {
             }
             Rows::Rotary { .. } | Rows::Plain => raw.bytes,
         };
-        let values: Vec<f32> = match raw.format {
-            WeightFormat::F32 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
-            WeightFormat::F16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| half::f16::from_le_bytes(*b).to_f32())
-                .collect(),
-            WeightFormat::BF16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| half::bf16::from_le_bytes(*b).to_f32())
-                .collect(),
-            quantised => {
-                let what = format!("{name} is a vector in {}", format_name(quantised));
-                return Err(FileError::unsupported(self.path(), what).into());
-            }
+        let Some(values) = floats(raw.format, &bytes) else {
+            let what = format!("{name} is a vector in {}", format_name(raw.format));
+            return Err(FileError::unsupported(self.path(), what).into());
         };
         Ok(Tensor::from_vec(values, size, &Device::Cpu)?)
+    }
+
+    /// All of a tensor in f32, row by row.
+    pub(crate) fn values(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        rows: Rows,
+    ) -> Result<Vec<f32>, Error> {
+        let raw = self.read(name, shape)?;
+        let out = shape.first().copied().unwrap_or_default();
+        let bytes = match rows {
+            Rows::Rotary { head_dim } if raw.permuted => half_split_rows(&raw.bytes, out, head_dim),
+            Rows::Rotary { .. } | Rows::Plain => raw.bytes,
+        };
+        match (floats(raw.format, &bytes), shape) {
+            (Some(values), _) => Ok(values),
+            (None, &[out, features]) => {
+                let map = Linear::new(raw.format, &bytes, out, features)?;
+                Ok(map.dequantize()?.flatten_all()?.to_vec1()?)
+            }
+            (None, _) => {
+                let what = format!("{name} is a vector in {}", format_name(raw.format));
+                Err(FileError::unsupported(self.path(), what).into())
+            }
+        }
     }
 
     /// GGUF's divisors of the rotary frequencies, if there are any, `[n]`.
@@ -240,6 +246,37 @@ impl Weights {
         };
         self.parameters += raw.shape.iter().product::<usize>() as u64;
         Ok(raw)
+    }
+}
+
+/// Numbers of a floating format in f32.
+fn floats(format: WeightFormat, bytes: &[u8]) -> Option<Vec<f32>> {
+    match format {
+        WeightFormat::F32 => {
+            let values = bytes.as_chunks().0.iter();
+            Some(values.map(|b| f32::from_le_bytes(*b)).collect())
+        }
+        WeightFormat::F16 => {
+            let values = bytes.as_chunks().0.iter();
+            Some(
+                values
+                    .map(|b| half::f16::from_le_bytes(*b).to_f32())
+                    .collect(),
+            )
+        }
+        WeightFormat::BF16 => {
+            let values = bytes.as_chunks().0.iter();
+            Some(
+                values
+                    .map(|b| half::bf16::from_le_bytes(*b).to_f32())
+                    .collect(),
+            )
+        }
+        WeightFormat::Q8_0
+        | WeightFormat::Q4_0
+        | WeightFormat::Q4_1
+        | WeightFormat::Q4K
+        | WeightFormat::Q6K => None,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod numbers;
 mod paths;
+mod software;
 mod strategies;
 mod tiny;
 
@@ -12,6 +13,7 @@ pub use numbers::{
     Random, matmul, relative_error, relative_error_of, solve, tensor, transpose, values,
 };
 pub use paths::{associative_dir, golden_dir, golden_part, report, repository_root, smollm2_gguf};
+pub use software::{cublas, software_device};
 pub use strategies::{cut, cut_text, cuts, text};
 pub use tiny::{
     Form, GeneratorSpec, TINY_TOKENIZER_VOCAB, TinySpec, tiny_base, tiny_generator, tiny_tokenizer,

@@ -73,7 +73,7 @@ impl Ci {
     fn cuda(&self) -> Result<()> {
         let mut clippy = self
             .repository
-            .cargo("clippy --workspace --all-targets --locked --features cuda/cuda -- -D warnings");
+            .cargo("clippy --workspace --all-targets --locked --features cuda/cuda,server/cuda -- -D warnings");
         run::run(clippy.env("CUDA_HOME", cuda::toolkit(&self.repository)?))
     }
 

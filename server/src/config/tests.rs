@@ -214,6 +214,12 @@ fn the_documented_file_holds_every_default() {
             default.data
         )
     );
+    assert_eq!(documented.device, default.device);
+    let facts = |cuda: &super::Cuda| {
+        let paths = (cuda.driver.clone(), cuda.cublas.clone());
+        (cuda.ordinal, paths, cuda.slots, cuda.pinned, cuda.windows)
+    };
+    assert_eq!(facts(&documented.cuda), facts(&default.cuda));
     let engine = documented.engine;
     let budgets = Engine::default().settings();
     assert_eq!(

@@ -260,7 +260,7 @@ pub(super) fn golden_cases(device: &Device, folder: &Path, say: &mut Say<'_>) ->
             }],
         )?;
         let sites = Sites {
-            count: layers * generator.places.len(),
+            count: generator.sites(layers),
             r1: generator.r1,
             r2: generator.r2,
             rank: generator.rank,

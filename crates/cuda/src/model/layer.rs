@@ -126,6 +126,7 @@ impl Model {
                 && self
                     .generator
                     .as_ref()
+                    .filter(|_| !layer.sites.is_empty())
                     .is_none_or(|g| g.places.last() == Some(&place))
         };
         self.site(
@@ -256,7 +257,11 @@ impl Model {
         writes: &[Write<'_>],
         adapted: bool,
     ) -> Result<(), Error> {
-        let (Some((generator, at)), Some(work)) = (self.place(place), &self.work.site) else {
+        let (Some((generator, at)), Some(work), Some(first)) = (
+            self.place(place),
+            &self.work.site,
+            (self.generator.as_ref()).and_then(|generator| generator.first_site(index)),
+        ) else {
             return Ok(());
         };
         let keyed = !writes.is_empty() && generator.form == Form::Associative;
@@ -264,7 +269,7 @@ impl Model {
         if adapted || keyed {
             self.linear(work.a.view(), x, &layer.sites[at].a1, rows, r1, features)?;
         }
-        let site = index * generator.places.len() + at;
+        let site = first + at;
         let keys = if keyed {
             work.a.view()
         } else {
@@ -305,6 +310,10 @@ impl Model {
                     Matrix::dense(g.view().part(site * r1 * r1, r1 * r1)?, r1),
                 )?;
             }
+            if let Some(mass) = &write.sums.mass {
+                let mass = mass.view().part(site, 1)?;
+                ops::add_mass(&self.device, mass, k.view, v.view, write.len, r1, r2)?;
+            }
         }
         if let (true, Some(slots)) = (adapted, &self.slots) {
             let cores = SiteCores {
@@ -342,11 +351,14 @@ impl Model {
         else {
             return Ok(());
         };
+        let Some(site) = layer.sites.get(at) else {
+            return Ok(());
+        };
         let (d, r2) = (self.shape.hidden, generator.r2);
         let more = Product::linear(rows, d, r2).scaled(1.0, 1.0);
         let (c, b) = (
             Matrix::dense(work.c.view(), r2),
-            Matrix::dense(layer.sites[at].b.view(), r2),
+            Matrix::dense(site.b.view(), r2),
         );
         ops::multiply(
             &self.device,

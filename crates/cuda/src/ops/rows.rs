@@ -128,6 +128,33 @@ pub fn gather_rows(
     device.launch(Kernel::GatherRows, [rows, 1, 1], 256, 0, &arguments)
 }
 
+/// mass `[1]` += Σ ||k_t|| ||v_t|| over k [T, R1], v [T, R2].
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn add_mass(
+    device: &Device,
+    mass: View<'_, f64>,
+    k: View<'_, bf16>,
+    v: View<'_, bf16>,
+    rows: usize,
+    r1: usize,
+    r2: usize,
+) -> Result<(), Error> {
+    holds("mass", mass, 1)?;
+    holds("k", k, rows * r1)?;
+    holds("v", v, rows * r2)?;
+    let arguments = [
+        mass.argument(),
+        k.argument(),
+        v.argument(),
+        of(rows)?,
+        of(r1)?,
+        of(r2)?,
+    ];
+    device.launch(Kernel::AddMass, [1, 1, 1], 1024, 0, &arguments)
+}
+
 /// m [T, F] = silu(gate) up of gate_up [T, 2F].
 ///
 /// # Errors

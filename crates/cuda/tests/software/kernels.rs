@@ -132,6 +132,16 @@ fn rows_are_gathered_gated_and_shifted_as_by_their_twins() {
         ops::silu_mul(device, m.view(), gate_up_at.view(), 2, f).unwrap();
         assert!(error(&m.read().unwrap(), &twin::silu_mul(&gate_up, f)) < LAST_BIT);
 
+        let (k, v) = (
+            noise(&mut random, 70 * 40, 1.0),
+            noise(&mut random, 70 * 24, 2.0),
+        );
+        let (k_at, v_at) = (device.upload(&k).unwrap(), device.upload(&v).unwrap());
+        let mass = device.upload(&[3.0]).unwrap();
+        ops::add_mass(device, mass.view(), k_at.view(), v_at.view(), 70, 40, 24).unwrap();
+        let want = 3.0 + twin::mass(&k, &v, 40, 24);
+        assert!((mass.read().unwrap()[0] - want).abs() < 1e-5 * want);
+
         let (mut x, bias) = (noise(&mut random, 5 * 33, 1.0), noise(&mut random, 33, 1.0));
         let (x_at, bias_at) = (device.upload(&x).unwrap(), device.upload(&bias).unwrap());
         ops::add_bias(device, x_at.view(), bias_at.view(), 5, 33).unwrap();

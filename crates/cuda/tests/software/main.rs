@@ -9,13 +9,7 @@ mod model;
 mod program;
 mod read_out;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::{Mutex, OnceLock},
-    time::SystemTime,
-};
+use std::{path::Path, sync::Mutex};
 
 use cuda::{Device, Libraries};
 use half::bf16;
@@ -42,45 +36,8 @@ fn with_device_that_refuses(work: impl FnOnce(&Device)) {
     work(&Device::open(&Libraries::from(software()), 0).unwrap());
 }
 
-/// The software device, compiled where its text is newer than the library.
 fn software() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libcuda_software.so");
-        let changed = |path: &Path| {
-            fs::metadata(path)
-                .and_then(|data| data.modified())
-                .unwrap_or(SystemTime::UNIX_EPOCH)
-        };
-        let files = ["kernels", "soft"].map(|folder| fs::read_dir(here.join(folder)).unwrap());
-        let newest = files
-            .into_iter()
-            .flatten()
-            .map(|file| changed(&file.unwrap().path()))
-            .max()
-            .unwrap();
-        if changed(&library) <= newest {
-            let made = library.with_extension(std::process::id().to_string());
-            let status = Command::new("c++")
-                .args([
-                    "-std=c++20",
-                    "-O2",
-                    "-march=native",
-                    "-shared",
-                    "-fPIC",
-                    "-w",
-                    "-o",
-                ])
-                .arg(&made)
-                .arg(here.join("soft/device.cpp"))
-                .status()
-                .unwrap();
-            assert!(status.success());
-            fs::rename(made, &library).unwrap();
-        }
-        library
-    })
+    testkit::software_device(Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
 /// Normal numbers in bf16.

@@ -86,6 +86,7 @@ fn tiny(architecture: &'static str, form: Option<TinyForm>) -> Tiny {
         GeneratorShape {
             form,
             places,
+            layers: None,
             r1: 16,
             r2: 8,
             rank,
@@ -376,7 +377,18 @@ fn what_is_told_adds_up_to_the_cpus_sums_and_is_read_out_to_its_core() {
             let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
             let s = wide(sums.s.read().unwrap());
             let g = sums.g.as_ref().map(|g| wide(g.read().unwrap()));
+            let mass = sums.mass.as_ref().map(|mass| mass.read().unwrap());
+            assert_eq!(mass.is_some(), generator.form == Form::Published);
             for site in 0..count {
+                // S is a sum of as many products as the mass: never larger.
+                if let Some(mass) = &mass {
+                    let norm = s[site * 128..(site + 1) * 128]
+                        .iter()
+                        .map(|x| x * x)
+                        .sum::<f64>()
+                        .sqrt();
+                    assert!(norm < mass[site] && mass[site] < 41.0 * norm);
+                }
                 let (want_s, want_g) = state.sums(site).unwrap();
                 let error = relative_error_of(&s[site * 128..(site + 1) * 128], &values(want_s));
                 assert!(error < BF16, "{form:?}, S of site {site}: {error}");

@@ -33,6 +33,9 @@ use crate::{
 /// Requests of one step at most whose core has to be read out first: the others' answers wait for it.
 const COMPOSED: usize = 2;
 
+/// Waiting requests whose cores the machine is told of.
+const ANNOUNCED: usize = 8;
+
 /// Steps that the first window waits for blocks before it takes them.
 const PATIENCE: u32 = 16;
 
@@ -316,7 +319,7 @@ impl Engine {
                 break;
             }
             let (Some(generator), Some(session)) =
-                (self.lm.generator(), self.sessions.get_mut(&id))
+                (self.machine.generator(), self.sessions.get_mut(&id))
             else {
                 continue;
             };
@@ -324,6 +327,7 @@ impl Engine {
                 tokens,
                 &mut Context {
                     generator,
+                    machine: &*self.machine,
                     allocator: &mut self.allocator,
                     cores: &self.cores,
                     traces: &self.traces,
@@ -336,30 +340,42 @@ impl Engine {
         batch
     }
 
+    /// Names the cores of the requests that are next to start.
+    pub(super) fn announce(&mut self) -> Result<(), Error> {
+        for request in self.waiting.iter().take(ANNOUNCED) {
+            let session = (request.adapter.session).and_then(|id| self.sessions.get(&id));
+            let core = session.and_then(|session| session.newest().core.as_ref());
+            if let Some(core) = core.filter(|_| request.adapter.scale != 0.0) {
+                self.machine.announce(core.slot(), core.core())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Runs the rows. Logits of all rows that asked for some, V floats each, requests in order.
     pub(super) fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
-        let mut rows = Vec::new();
+        let (mut rows, mut slots) = (Vec::new(), Vec::new());
         for (request, &tokens) in self.running.iter().zip(&batch.requests) {
             if tokens > 0 {
-                rows.push(request.row(tokens));
+                let (row, slot) = request.row(tokens);
+                rows.push(row);
+                slots.push(slot);
             }
         }
         for (id, session) in &mut self.sessions {
-            if let Some(row) = batch
+            if let Some((row, slot)) = batch
                 .sessions
                 .get(id)
                 .and_then(|&tokens| session.row(tokens))
             {
                 rows.push(row);
+                slots.push(slot);
             }
         }
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        match self.lm.forward(&mut rows, &self.kv)?.logits {
-            Some(logits) => Ok(logits.flatten_all()?.to_vec1()?),
-            None => Ok(Vec::new()),
-        }
+        self.machine.forward(&mut rows, &slots)
     }
 
     pub(super) fn hand_round(

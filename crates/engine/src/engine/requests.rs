@@ -185,7 +185,7 @@ impl Engine {
             .sessions
             .get(&id)
             .ok_or(RequestError::UnknownSession { session: id })?;
-        let generator = self.lm.generator().ok_or(RequestError::NoGenerator)?;
+        let generator = self.machine.generator().ok_or(RequestError::NoGenerator)?;
         let newest = session.newest();
         let core = newest
             .core
@@ -239,9 +239,12 @@ impl Engine {
 
     /// The fold of some of what a session was told; none if it cannot be had, or its core does not fit.
     fn composed(&self, session: &Session, chosen: &Chosen) -> Option<Fold> {
-        let generator = self.lm.generator()?;
+        let generator = self.machine.generator()?;
         // A read-out that fails leaves the newest version, whose own went well.
-        let fold = session.fold_of(chosen, generator).ok().flatten()?;
+        let fold = session
+            .fold_of(chosen, (generator, &*self.machine))
+            .ok()
+            .flatten()?;
         let fits = fold
             .core
             .as_ref()

@@ -43,7 +43,7 @@ impl Engine {
         window: usize,
     ) -> Result<Session, SessionError> {
         self.room_for(id)?;
-        let generator = self.lm.generator().ok_or(SessionError::NoGenerator)?;
+        let generator = self.machine.generator().ok_or(SessionError::NoGenerator)?;
         let Bounds {
             least,
             window_limit: limit,
@@ -62,7 +62,12 @@ impl Engine {
                 limit,
             });
         }
-        let hash = StateHash::new(self.lm.digest(), generator.digest(), strategy, window);
+        let hash = StateHash::new(
+            &self.machine.base().digest,
+            generator.digest(),
+            strategy,
+            window,
+        );
         Session::new((id, tenant), strategy, window, hash, self.bounds, generator)
             .map_err(|error| SessionError::from_state(&error))
     }
@@ -125,11 +130,12 @@ impl Engine {
             .sessions
             .get_mut(&id)
             .ok_or(SessionError::UnknownSession { session: id })?;
-        let generator = self.lm.generator().ok_or(SessionError::NoGenerator)?;
+        let generator = self.machine.generator().ok_or(SessionError::NoGenerator)?;
         session.forget(
             document,
             &mut Context {
                 generator,
+                machine: &*self.machine,
                 allocator: &mut self.allocator,
                 cores: &self.cores,
                 traces: &self.traces,

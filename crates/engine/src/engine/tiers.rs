@@ -452,7 +452,8 @@ impl Engine {
     /// Takes sums and traces of a session at rest out of memory.
     fn leave_host(&mut self, id: SessionId, events: &mut Vec<Event>) {
         self.keep(id, events);
-        let (Some(generator), Some(session)) = (self.lm.generator(), self.sessions.get_mut(&id))
+        let (Some(generator), Some(session)) =
+            (self.machine.generator(), self.sessions.get_mut(&id))
         else {
             return;
         };
@@ -619,7 +620,8 @@ impl Engine {
 
     fn read_again(&mut self, id: SessionId, events: &mut Vec<Event>) {
         self.awake(id);
-        let (Some(generator), Some(session)) = (self.lm.generator(), self.sessions.get_mut(&id))
+        let (Some(generator), Some(session)) =
+            (self.machine.generator(), self.sessions.get_mut(&id))
         else {
             return;
         };
@@ -631,6 +633,7 @@ impl Engine {
         // A log without tokens is read at once.
         session.settle(&mut Context {
             generator,
+            machine: &*self.machine,
             allocator: &mut self.allocator,
             cores: &self.cores,
             traces: &self.traces,
@@ -666,12 +669,19 @@ impl Engine {
         // It may need more by now.
         waking.stage = Stage::Waits;
         self.awake(id);
-        let (Some(generator), Some(session)) = (self.lm.generator(), self.sessions.get_mut(&id))
+        let (Some(generator), Some(session)) =
+            (self.machine.generator(), self.sessions.get_mut(&id))
         else {
             return;
         };
-        let came = snapshot
-            .map(|snapshot| session.install(snapshot, generator, &self.cores, &self.traces));
+        let came = snapshot.map(|snapshot| {
+            session.install(
+                snapshot,
+                (generator, &*self.machine),
+                &self.cores,
+                &self.traces,
+            )
+        });
         if matches!(came, Some(Ok(()))) && !session.gone().within(asked).any() {
             self.tiers.promoted_disk += 1;
             return;

@@ -96,7 +96,8 @@ impl Session {
     /// Publishes what is left without a forgotten document, whether its core fits or not: what is forgotten must not go on
     /// answering.
     pub(super) fn renew_without(&mut self, cx: &Context<'_>) -> Result<(), generator::Error> {
-        let fold = self.fold(self.reading.as_ref(), cx.generator)?;
+        self.land(cx)?;
+        let fold = self.fold(self.reading.as_ref(), cx.machine)?;
         self.make_newest(fold, Seq(0), cx.cores);
         Ok(())
     }

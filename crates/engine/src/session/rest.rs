@@ -11,6 +11,7 @@ use crate::{
     command::Chosen,
     cores::CoreBudget,
     ids::Version,
+    machine::Machine,
     snapshot::{Kept, Need, Snapshot, SnapshotError, Sums},
     traces::TraceBudget,
 };
@@ -132,7 +133,7 @@ impl Session {
     pub(crate) fn install(
         &mut self,
         snapshot: Snapshot,
-        generator: &Generator,
+        (generator, machine): (&Generator, &dyn Machine),
         cores: &CoreBudget,
         traces: &TraceBudget,
     ) -> Result<(), SnapshotError> {
@@ -152,7 +153,7 @@ impl Session {
             self.gone.core = false;
         }
         if self.gone.core && !self.gone.sums {
-            self.recore(generator, cores)?;
+            self.recore(machine, cores)?;
         }
         Ok(())
     }
@@ -203,10 +204,10 @@ impl Session {
     /// Reads the newest version's core out of the sums again.
     fn recore(
         &mut self,
-        generator: &Generator,
+        machine: &dyn Machine,
         cores: &CoreBudget,
     ) -> Result<(), generator::Error> {
-        let core = core_of(&self.folded, generator)?;
+        let core = core_of(&self.folded, machine)?;
         self.newest.core = core.map(|core| cores.hold(core));
         self.gone.core = false;
         Ok(())
@@ -225,7 +226,7 @@ impl Session {
     /// The log has been read again: all is as it was.
     pub(super) fn remade(&mut self, cx: &Context<'_>) -> Result<(), generator::Error> {
         if self.gone.core {
-            self.recore(cx.generator, cx.cores)?;
+            self.recore(cx.machine, cx.cores)?;
         }
         self.gone = Need::default();
         self.due = false;

@@ -6,7 +6,11 @@ use generator::Strategy;
 
 use super::{Asks, Barrier, Context, Session, Tail};
 use crate::{
-    blocks::BlockAllocator, cores::HeldCore, document::Place, event::Event, reading::Reading,
+    blocks::BlockAllocator,
+    cores::{HeldCore, Slot},
+    document::Place,
+    event::Event,
+    reading::Reading,
 };
 
 impl Session {
@@ -130,7 +134,7 @@ impl Session {
         }
         let core = match self.strategy {
             Strategy::Concat | Strategy::Parallel => None,
-            Strategy::Sequential => match self.fold(reading, cx.generator)? {
+            Strategy::Sequential => match self.fold(reading, cx.machine)? {
                 Some(fold) => fold.core.map(|core| cx.cores.hold(core)),
                 None => self.newest.core.clone(),
             },
@@ -146,8 +150,8 @@ impl Session {
         Ok(())
     }
 
-    /// The next row, of so many tokens; `prepare` has been asked.
-    pub(crate) fn row(&mut self, tokens: usize) -> Option<lm::Row<'_>> {
+    /// The next row, of so many tokens, and where its core is; `prepare` has been asked.
+    pub(crate) fn row(&mut self, tokens: usize) -> Option<(lm::Row<'_>, Option<Slot>)> {
         let (index, most) = self.next()?;
         let count = tokens.min(most);
         let document = self.documents.get(self.current)?;
@@ -163,7 +167,8 @@ impl Session {
             None => (self.reading.as_mut()?, document.tokens.get(index..)?),
         };
         let writes = reading.cached == reading.len;
-        Some(lm::Row {
+        let slot = reading.core.as_ref().map(HeldCore::slot);
+        let row = lm::Row {
             tokens: tokens.get(..count)?,
             position: index - reading.start,
             blocks: self.blocks.as_slice(),
@@ -173,7 +178,8 @@ impl Session {
             // A token writes when its successor runs: so a version never holds more than its digest says.
             lookahead: None,
             logits: 0,
-        })
+        };
+        Some((row, slot))
     }
 
     /// Takes note that the row of so many tokens has run.

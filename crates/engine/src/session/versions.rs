@@ -11,6 +11,7 @@ use crate::{
     error::SessionError,
     event::{Event, Rejected},
     ids::{Digest, Seq, Version},
+    machine::Machine,
     reading::Reading,
 };
 
@@ -40,11 +41,20 @@ impl Session {
                 self.meet_barrier(cx)?;
             } else {
                 if self.due && self.rereading().is_none() {
-                    let fold = self.fold(self.reading.as_ref(), cx.generator)?;
+                    self.land(cx)?;
+                    let fold = self.fold(self.reading.as_ref(), cx.machine)?;
                     self.publish_fold(fold, Seq(0), false, cx);
                 }
                 return Ok(());
             }
+        }
+    }
+
+    /// Brings what the open window has written to where it can be added.
+    pub(super) fn land(&mut self, cx: &Context<'_>) -> Result<(), generator::Error> {
+        match &mut self.reading {
+            Some(reading) => cx.machine.land(&mut reading.sums),
+            None => Ok(()),
         }
     }
 
@@ -58,6 +68,7 @@ impl Session {
         if let Some(reading) = &mut self.reading
             && (reading.len == self.window || (ended && reading.len > 0))
         {
+            cx.machine.land(&mut reading.sums)?;
             reading.close_window(cx.generator, self.bounds.least, cx.traces)?;
             cx.allocator.release(&mut self.blocks);
             (self.turn, self.yielded) = (None, false);
@@ -113,7 +124,8 @@ impl Session {
         };
         match asks {
             Asks::Publish { seq, asked, .. } => {
-                let fold = self.fold(self.reading.as_ref(), cx.generator)?;
+                self.land(cx)?;
+                let fold = self.fold(self.reading.as_ref(), cx.machine)?;
                 self.publish_fold(fold, seq, asked, cx);
             }
             Asks::Reread { forgotten } => {
@@ -138,6 +150,7 @@ impl Session {
             if tail.reading.len < self.window {
                 return Ok(false);
             }
+            cx.machine.land(&mut tail.reading.sums)?;
             tail.reading
                 .close_window(cx.generator, self.bounds.least, cx.traces)?;
             // The next provisional window takes the open one's place in the cache.
@@ -146,7 +159,7 @@ impl Session {
             }
             return Ok(true);
         }
-        let Some(Tail { reading, .. }) = self.tail.take() else {
+        let Some(Tail { mut reading, .. }) = self.tail.take() else {
             return Ok(false);
         };
         let (seq, asked) = match self.barriers.pop_front() {
@@ -156,7 +169,8 @@ impl Session {
             }) => (seq, asked),
             _ => (Seq(0), false),
         };
-        let fold = self.fold(Some(&reading), cx.generator)?;
+        cx.machine.land(&mut reading.sums)?;
+        let fold = self.fold(Some(&reading), cx.machine)?;
         self.publish_fold(fold, seq, asked, cx);
         Ok(true)
     }
@@ -178,7 +192,7 @@ impl Session {
     pub(super) fn fold(
         &self,
         reading: Option<&Reading>,
-        generator: &Generator,
+        machine: &dyn Machine,
     ) -> Result<Option<Fold>, generator::Error> {
         let (digest, tokens) = self.digest_of(reading);
         if digest == self.newest.digest {
@@ -191,7 +205,7 @@ impl Session {
                 total.add(&state, 1.0)?;
             }
         }
-        let core = core_of(&total, generator)?;
+        let core = core_of(&total, machine)?;
         Ok(Some(Fold {
             digest,
             tokens,
@@ -205,7 +219,7 @@ impl Session {
     pub(crate) fn fold_of(
         &self,
         chosen: &Chosen,
-        generator: &Generator,
+        (generator, machine): (&Generator, &dyn Machine),
     ) -> Result<Option<Fold>, generator::Error> {
         let mut parts = Vec::with_capacity(chosen.parts.len());
         for document in &self.documents {
@@ -247,7 +261,7 @@ impl Session {
                 total.add(&generator.recall(trace, ranges)?, weight)?;
             }
         }
-        let core = core_of(&total, generator)?;
+        let core = core_of(&total, machine)?;
         Ok(Some(Fold {
             digest: hash.finish(),
             tokens,
@@ -370,10 +384,10 @@ impl Session {
 /// The core of summed documents; none of nothing.
 pub(super) fn core_of(
     total: &State,
-    generator: &Generator,
+    machine: &dyn Machine,
 ) -> Result<Option<Core>, generator::Error> {
     (!total.is_empty())
-        .then(|| generator.read_out(total))
+        .then(|| machine.read_out(total))
         .transpose()
 }
 

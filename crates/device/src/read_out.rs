@@ -1,0 +1,196 @@
+//! Read-outs on the device: a state's sums go up, one graph for all sites runs, the core comes back as a value.
+//!
+//! States rest on the host, of whose memory there is more; only while it is read out is one of them on the device. Generators whose
+//! read-out the device has no form for are read out by the processor. Start at [`Reader::read`].
+
+use candle_core::Tensor;
+use cuda::{
+    Buffer, Device, Error, GeneratorShape, Graph,
+    ops::{Emitted, SiteCores},
+    read_out::{ITERATIONS, Kind, ReadOut, Sites},
+};
+use generator::{Core, Generator, PlainCore, State};
+use half::bf16;
+
+use crate::machine::of_state;
+
+/// A read-out with what it is told and what it finds.
+pub(crate) struct Reader {
+    device: Device,
+    sites: Sites,
+    read_out: ReadOut,
+    graph: Graph,
+    /// [sites, R1, R2]
+    s: Buffer<f32>,
+    /// [sites, R1, R1]
+    g: Option<Buffer<f32>>,
+    /// `[sites]`
+    floors: Buffer<f64>,
+    /// [sites, core of a site]
+    core: Buffer<bf16>,
+    site_size: usize,
+}
+
+impl Reader {
+    /// Memory and a graph for a generator's read-outs; `None` for those that the processor does.
+    ///
+    /// # Errors
+    /// [`Error::Call`] without enough memory.
+    pub(crate) fn new(
+        device: &Device,
+        generator: &Generator,
+        shape: &GeneratorShape,
+    ) -> Result<Option<Self>, Error> {
+        let config = generator.config();
+        let (r1, r2, max_rank) = (config.r1, config.r2, config.max_rank);
+        let (kind, rank) = match config.read_out {
+            generator::ReadOut::Svd => (Kind::Svd, max_rank),
+            generator::ReadOut::Ridge => (Kind::Ridge, shape.rank.min(max_rank)),
+            generator::ReadOut::Frobenius | generator::ReadOut::Spectral => return Ok(None),
+        };
+        // Kernels take eights, and no more directions than there are.
+        if rank > r1.min(r2) || !rank.is_multiple_of(8) {
+            return Ok(None);
+        }
+        let sites = Sites {
+            count: generator.sites().len(),
+            r1,
+            r2,
+            rank,
+        };
+        let lambdas = generator.sites().iter().filter_map(generator::Site::ridge);
+        let lambdas: Vec<f64> = lambdas.collect();
+        let lambdas: &[f64] = if kind == Kind::Ridge { &lambdas } else { &[] };
+        let read_out = match ReadOut::new(device, kind, sites, ITERATIONS, lambdas) {
+            Err(Error::Unsupported { .. }) => return Ok(None),
+            read_out => read_out?,
+        };
+        let site_size = SiteCores::size(r1, r2, rank);
+        let s = device.zeros::<f32>(sites.count * r1 * r2)?;
+        let g = (kind == Kind::Ridge)
+            .then(|| device.zeros::<f32>(sites.count * r1 * r1))
+            .transpose()?;
+        let floors = device.zeros(sites.count)?;
+        let core = device.zeros(sites.count * site_size)?;
+        let run = || {
+            let to = Emitted {
+                slot: core.view(),
+                offset: 0,
+                site_size,
+            };
+            let g = g.as_ref().map(Buffer::view);
+            read_out.run(device, s.view(), g, floors.view(), &to)
+        };
+        // Once before: what cuBLAS loads and chooses at its first call cannot be captured.
+        run()?;
+        device.synchronize()?;
+        let graph = device.capture(run)?;
+        Ok(Some(Self {
+            device: device.clone(),
+            sites,
+            read_out,
+            graph,
+            s,
+            g,
+            floors,
+            core,
+            site_size,
+        }))
+    }
+
+    /// The core of a state that is not empty. Nothing of either stays on the device.
+    ///
+    /// # Errors
+    /// As [`Generator::read_out`], and [`generator::Error::Device`].
+    pub(crate) fn read(
+        &self,
+        generator: &Generator,
+        state: &State,
+    ) -> Result<Core, generator::Error> {
+        self.upload(state)?;
+        let core = self.run(generator);
+        let cleared = self.clear();
+        let core = core?;
+        cleared.map_err(|error| of_state(&error))?;
+        Ok(core)
+    }
+
+    fn upload(&self, state: &State) -> Result<(), generator::Error> {
+        let Sites { count, r1, r2, .. } = self.sites;
+        let put = |to: &Buffer<f32>, at: usize, size: usize, values: &Tensor| {
+            let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
+            let part = to.view().part(at * size, size);
+            let written = part.and_then(|part| part.write(&self.device, &values));
+            written.map_err(|error| of_state(&error))
+        };
+        let mut floors = Vec::with_capacity(count);
+        for site in 0..count {
+            let missing = || generator::Error::Foreign {
+                detail: format!("a state without site {site}"),
+            };
+            let (s, g) = state.sums(site).ok_or_else(missing)?;
+            put(&self.s, site, r1 * r2, s)?;
+            if let Some(to) = &self.g {
+                put(to, site, r1 * r1, g.ok_or_else(missing)?)?;
+            }
+            floors.push(f64::from(f32::EPSILON) * state.mass(site).unwrap_or(0.0));
+        }
+        let written = self.floors.view().write(&self.device, &floors);
+        written.map_err(|error| of_state(&error))
+    }
+
+    fn run(&self, generator: &Generator) -> Result<Core, generator::Error> {
+        let Sites {
+            count, r1, rank, ..
+        } = self.sites;
+        let found = self.graph.launch().and_then(|()| self.read_out.check());
+        match found {
+            Ok(()) => {}
+            Err(Error::NotPositive { site }) => {
+                let site = generator.sites().get(site).map(generator::Site::id);
+                let broken = of_state(&Error::Shape {
+                    what: "a site that is not there".into(),
+                });
+                return Err(site.map_or(broken, |site| generator::Error::NotPositive { site }));
+            }
+            Err(error) => return Err(of_state(&error)),
+        }
+        let values = self.core.read().map_err(|error| of_state(&error))?;
+        let mut sites = Vec::with_capacity(count);
+        for (values, site) in values.chunks_exact(self.site_size).zip(generator.sites()) {
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(generator::Error::NotFinite { site: site.id() });
+            }
+            sites.push(if values.iter().all(|value| *value == bf16::ZERO) {
+                PlainCore::Zero
+            } else if rank == 0 {
+                PlainCore::Dense(turned(values, r1)) // Nᵀ [R2, R1] -> N [R1, R2]
+            } else {
+                let (u, v) = values.split_at(rank * r1);
+                PlainCore::LowRank {
+                    u: turned(u, r1),                                  // Uᵀ [q, R1] -> U [R1, q]
+                    v: v.iter().map(|value| value.to_f32()).collect(), // [R2, q]
+                }
+            });
+        }
+        generator.core(sites)
+    }
+
+    fn clear(&self) -> Result<(), Error> {
+        self.s.view().clear(&self.device)?;
+        if let Some(g) = &self.g {
+            g.view().clear(&self.device)?;
+        }
+        self.core.view().clear(&self.device)
+    }
+}
+
+/// The transpose of a matrix of rows of so many columns, in f32.
+fn turned(values: &[bf16], columns: usize) -> Vec<f32> {
+    let rows = values.len() / columns;
+    let mut out = Vec::with_capacity(values.len());
+    for column in 0..columns {
+        out.extend((0..rows).map(|row| values[row * columns + column].to_f32()));
+    }
+    out
+}

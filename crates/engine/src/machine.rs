@@ -1,0 +1,146 @@
+//! The seam between what runs next and where it runs: forwards, sums of open windows, read-outs, and copies of cores.
+//!
+//! The engine holds sessions, states and cores as values in host memory, and addresses; a machine has the frozen model, the cache of
+//! keys and values, and what of the others it needs near it. Start at [`Machine`]; [`Host`] is the processor.
+
+use std::path::Path;
+
+use generator::{Core, Generator, State, Window};
+use lm::{KvCache, Lm, LoadOptions, Row};
+
+use crate::{config::Config, cores::Slot, error::Error};
+
+/// What is known of a frozen model.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// Sizes and switches; a machine may have room for fewer positions than the model.
+    pub config: lm::Config,
+    /// blake3 over the files that make the function, in hex.
+    pub digest: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// How most weights are held, e.g. `Q4_1` or `BF16`.
+    pub weight_format: String,
+}
+
+/// Where forwards run. One thread uses it; a call returns when its result is there.
+pub trait Machine {
+    /// The frozen model.
+    fn base(&self) -> &Base;
+
+    /// The generator, if there is one: its sites and what concerns states as values.
+    fn generator(&self) -> Option<&Generator>;
+
+    /// Runs rows; of each, `slots` has the address of its core. Keys and values go into the rows' blocks, what tokens write to their
+    /// windows, which hold it once they have [landed](Self::land). Gives the logits that rows ask for, V floats each, in order.
+    ///
+    /// # Errors
+    /// A row that cannot run, or a machine that is broken.
+    fn forward(&mut self, rows: &mut [Row<'_>], slots: &[Option<Slot>]) -> Result<Vec<f32>, Error>;
+
+    /// Says that rows with this core are likely to come soon.
+    ///
+    /// # Errors
+    /// A machine that is broken.
+    fn announce(&mut self, slot: Slot, core: &Core) -> Result<(), Error>;
+
+    /// Nobody holds the core at this address any more, and nothing of it may stay.
+    ///
+    /// # Errors
+    /// A machine that is broken.
+    fn free(&mut self, slot: Slot) -> Result<(), Error>;
+
+    /// Whether windows also hold what single tokens have written, where they are asked to.
+    fn traces(&self) -> bool;
+
+    /// Sees to it that a window holds the sums of all that its tokens have written. It may go on writing.
+    ///
+    /// # Errors
+    /// A window of another machine, or a machine that is broken.
+    fn land(&self, window: &mut Window) -> Result<(), generator::Error>;
+
+    /// Reads the core out of a state.
+    ///
+    /// # Errors
+    /// As [`Generator::read_out`].
+    fn read_out(&self, state: &State) -> Result<Core, generator::Error>;
+}
+
+/// The processor.
+#[derive(Debug)]
+pub struct Host {
+    lm: Lm,
+    kv: KvCache,
+    base: Base,
+}
+
+impl Host {
+    /// Loads a model and, for sessions, a generator made for it.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or made for another base.
+    pub fn load(model: &Path, generator: Option<&Path>, config: &Config) -> Result<Self, Error> {
+        let mut lm = Lm::load(
+            model,
+            LoadOptions {
+                dequantize: config.dequantize,
+                activations: config.activations,
+            },
+        )?;
+        if let Some(generator) = generator {
+            lm.attach_generator(generator)?;
+        }
+        let base = Base {
+            config: lm.config().clone(),
+            digest: lm.digest().to_owned(),
+            parameters: lm.parameters(),
+            weight_format: lm.weight_format().to_owned(),
+        };
+        let kv = KvCache::new(lm.config(), config.kv_blocks, config.block_size)?;
+        Ok(Self { lm, kv, base })
+    }
+}
+
+impl Machine for Host {
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn generator(&self) -> Option<&Generator> {
+        self.lm.generator()
+    }
+
+    /// Rows bring their cores along: a slot is the same memory.
+    fn forward(&mut self, rows: &mut [Row<'_>], _: &[Option<Slot>]) -> Result<Vec<f32>, Error> {
+        match self.lm.forward(rows, &self.kv)?.logits {
+            Some(logits) => Ok(logits.flatten_all()?.to_vec1()?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn announce(&mut self, _: Slot, _: &Core) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn free(&mut self, _: Slot) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn traces(&self) -> bool {
+        true
+    }
+
+    /// They are written here.
+    fn land(&self, _: &mut Window) -> Result<(), generator::Error> {
+        Ok(())
+    }
+
+    fn read_out(&self, state: &State) -> Result<Core, generator::Error> {
+        match self.lm.generator() {
+            Some(generator) => generator.read_out(state),
+            None => Err(generator::Error::Foreign {
+                detail: "there is no generator".to_owned(),
+            }),
+        }
+    }
+}

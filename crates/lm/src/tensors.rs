@@ -1,0 +1,116 @@
+//! A frozen decoder's tensors, one by one, for who computes elsewhere than [`crate::Lm`]: the same files, names, order of rows and digest.
+//!
+//! Holds no weight. Start at [`Tensors::read`].
+
+use std::path::Path;
+
+use generator::BaseShape;
+
+use crate::{
+    Config, Error, LoadOptions,
+    config::RopeScaling,
+    gguf::Gguf,
+    weights::{Rows, Weights, digest, safetensors_files},
+};
+
+/// The files of a decoder, to be read tensor by tensor.
+pub struct Tensors {
+    config: Config,
+    weights: Weights,
+    digest: String,
+}
+
+impl Tensors {
+    /// `path`: as for [`crate::Lm::load`].
+    ///
+    /// # Errors
+    /// As there, up to the first weight.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let options = LoadOptions::default();
+        let (mut config, mut weights, files) = if path.is_dir() {
+            let mut files = vec![path.join("config.json")];
+            files.extend(safetensors_files(path)?);
+            let weights = Weights::from_folder(path, options)?;
+            (Config::from_folder(path)?, weights, files)
+        } else {
+            let gguf = Gguf::open(path)?;
+            let config = Config::from_gguf(&gguf)?;
+            let weights = Weights::from_gguf(gguf, config.architecture, options)?;
+            (config, weights, vec![path.to_owned()])
+        };
+        if let Some(divisors) = weights.rope_divisors(config.head_dim / 2)? {
+            config.rope_scaling = RopeScaling::Divisors(divisors);
+        }
+        Ok(Self {
+            config,
+            weights,
+            digest: digest(&files)?,
+        })
+    }
+
+    /// Sizes and switches.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// As [`crate::Lm::digest`].
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Elements read so far.
+    pub fn parameters(&self) -> u64 {
+        self.weights.parameters()
+    }
+
+    /// What a generator must know of this base.
+    pub fn shape(&self) -> BaseShape {
+        self.config.base_shape()
+    }
+
+    /// A tensor by its name in the HF layout, in f32, row by row; rows of q and k in the order of halves.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], also for a name that no decoder has, [`Error::Shape`], [`Error::File`].
+    pub fn read(&mut self, name: &str) -> Result<Vec<f32>, Error> {
+        let missing = || Error::MissingTensor {
+            name: name.to_owned(),
+        };
+        let (shape, rows) = self.shape_of(name).ok_or_else(missing)?;
+        self.weights.values(name, &shape, rows)
+    }
+
+    /// The shape that a tensor has to have, and the order of its rows.
+    fn shape_of(&self, name: &str) -> Option<(Vec<usize>, Rows)> {
+        let Config {
+            vocab,
+            hidden,
+            intermediate,
+            head_dim,
+            ..
+        } = self.config;
+        let (query, key_value) = (self.config.query_features(), self.config.kv_features());
+        let rotary = Rows::Rotary { head_dim };
+        let plain = |shape: Vec<usize>| Some((shape, Rows::Plain));
+        match name {
+            "model.embed_tokens.weight" | "lm_head.weight" => return plain(vec![vocab, hidden]),
+            "model.norm.weight" => return plain(vec![hidden]),
+            _ => {}
+        }
+        let (_, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        match rest {
+            "input_layernorm.weight" | "post_attention_layernorm.weight" => plain(vec![hidden]),
+            "self_attn.q_norm.weight" | "self_attn.k_norm.weight" => plain(vec![head_dim]),
+            "self_attn.q_proj.weight" => Some((vec![query, hidden], rotary)),
+            "self_attn.k_proj.weight" => Some((vec![key_value, hidden], rotary)),
+            "self_attn.v_proj.weight" => plain(vec![key_value, hidden]),
+            "self_attn.q_proj.bias" => Some((vec![query], rotary)),
+            "self_attn.k_proj.bias" => Some((vec![key_value], rotary)),
+            "self_attn.v_proj.bias" => plain(vec![key_value]),
+            "self_attn.o_proj.weight" => plain(vec![hidden, query]),
+            "mlp.gate_proj.weight" | "mlp.up_proj.weight" => plain(vec![intermediate, hidden]),
+            "mlp.down_proj.weight" => plain(vec![hidden, intermediate]),
+            _ => None,
+        }
+    }
+}
