@@ -52,8 +52,18 @@ pub struct Slot {
 #[derive(Clone, Debug)]
 pub(crate) struct HeldCore(Arc<Lease>);
 
+/// A core that a snapshot holds until it is written: it keeps nobody from taking the core out of its session.
+#[derive(Debug)]
+pub(crate) struct WrittenCore {
+    // Let go before the core is: between the two it counts as held by one more, never by one less.
+    _mark: Arc<()>,
+    held: HeldCore,
+}
+
 #[derive(Debug)]
 struct Lease {
+    /// As many more as snapshots hold it.
+    mark: Arc<()>,
     slot: Slot,
     /// None once it is let go.
     core: Option<Core>,
@@ -82,6 +92,13 @@ impl Slots {
         (entry.generation == slot.generation && entry.core.is_some()).then_some(entry)
     }
 
+    fn uncount(&mut self, slot: Slot) {
+        if let Some(entry) = self.entry(slot) {
+            let bytes = std::mem::take(&mut entry.bytes);
+            self.used -= bytes;
+        }
+    }
+
     fn free(&mut self, slot: Slot) {
         let Some(entry) = self.entry(slot) else {
             return;
@@ -105,6 +122,19 @@ impl Drop for Lease {
     }
 }
 
+impl Clone for WrittenCore {
+    fn clone(&self) -> Self {
+        self.held.to_be_written()
+    }
+}
+
+impl WrittenCore {
+    /// The core.
+    pub(crate) fn core(&self) -> &Core {
+        self.held.core()
+    }
+}
+
 impl HeldCore {
     /// The core, while the slot is what it was.
     pub(crate) fn core(&self) -> &Core {
@@ -122,9 +152,26 @@ impl HeldCore {
         self.0.bytes
     }
 
-    /// Whether nobody else holds it.
+    /// For a snapshot.
+    pub(crate) fn to_be_written(&self) -> WrittenCore {
+        let held = self.clone();
+        WrittenCore {
+            _mark: Arc::clone(&self.0.mark),
+            held,
+        }
+    }
+
+    /// Lets it go. What snapshots alone hold now counts no longer: they let it go when they are written.
+    pub(crate) fn leave(self) {
+        if self.is_alone() {
+            locked(&self.0.table).uncount(self.0.slot);
+        }
+    }
+
+    /// Whether nobody else holds it, but for snapshots that are being written.
     pub(crate) fn is_alone(&self) -> bool {
-        Arc::strong_count(&self.0) == 1
+        let snapshots = Arc::strong_count(&self.0.mark) - 1;
+        Arc::strong_count(&self.0) <= 1 + snapshots
     }
 }
 
@@ -165,6 +212,7 @@ impl CoreBudget {
         let bytes = core.bytes();
         let slot = locked(&self.table).put(core.clone());
         HeldCore(Arc::new(Lease {
+            mark: Arc::default(),
             slot,
             core: Some(core),
             bytes,

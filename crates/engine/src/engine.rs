@@ -9,7 +9,7 @@ mod sessions;
 mod tiers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -92,8 +92,8 @@ pub struct Engine {
     asleep: BTreeMap<SessionId, Session>,
     /// Those that are asked for and not here.
     waking: BTreeMap<SessionId, Waking>,
-    /// Those of which a snapshot is being kept.
-    saving: BTreeSet<SessionId>,
+    /// Those of which a snapshot is being kept, and its bytes.
+    saving: BTreeMap<SessionId, usize>,
     /// Requests whose sessions are not here, in order of arrival.
     parked: VecDeque<Request>,
     /// Whether a session that is asked for finds no room.
@@ -191,7 +191,7 @@ impl Engine {
             sessions: BTreeMap::new(),
             asleep: BTreeMap::new(),
             waking: BTreeMap::new(),
-            saving: BTreeSet::new(),
+            saving: BTreeMap::new(),
             parked: VecDeque::new(),
             short: false,
             waiting: VecDeque::new(),
@@ -521,19 +521,27 @@ impl Engine {
     }
 
     fn settle(&mut self, events: &mut Vec<Event>) {
-        let Some(generator) = self.machine.generator() else {
-            return;
-        };
-        let mut cx = Context {
-            generator,
-            machine: &*self.machine,
-            allocator: &mut self.allocator,
-            cores: &self.cores,
-            traces: &self.traces,
-            events,
-        };
-        for session in self.sessions.values_mut() {
-            session.settle(&mut cx);
+        let stir = |session: &Session| !session.at_rest() || session.turn.is_some();
+        let stirring = self.sessions.iter().filter(|(_, session)| stir(session));
+        let ids: Vec<_> = stirring.map(|(&id, _)| id).collect();
+        for id in ids {
+            // Its version may come now: whoever rests makes room, those among them whose own has just come.
+            if self.sessions.get(&id).is_some_and(Session::takes_slot) {
+                self.make_slot_room(self.bounds.core_bytes, events);
+            }
+            let (Some(generator), Some(session)) =
+                (self.machine.generator(), self.sessions.get_mut(&id))
+            else {
+                continue;
+            };
+            session.settle(&mut Context {
+                generator,
+                machine: &*self.machine,
+                allocator: &mut self.allocator,
+                cores: &self.cores,
+                traces: &self.traces,
+                events,
+            });
             if session.wants().is_none() {
                 session.turn = None;
             } else if session.turn.is_none() {

@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 
 use generator::{Core, State, Trace};
 
-use crate::{cores::HeldCore, ids::Digest, traces::HeldTrace};
+use crate::{cores::WrittenCore, ids::Digest, traces::HeldTrace};
 
 /// Which parts of a session are meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -75,7 +75,7 @@ pub enum SnapshotError {
 #[derive(Clone)]
 enum Whose {
     /// Keeps its slot while it is written.
-    Held(HeldCore),
+    Held(WrittenCore),
     Own(Core),
 }
 
@@ -105,6 +105,16 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
+    /// Bytes in memory.
+    fn bytes(&self) -> usize {
+        let documents = self.documents.iter();
+        let parts = documents.map(|(state, trace)| {
+            state.as_ref().map_or(0, State::bytes)
+                + trace.as_ref().map_or(0, |kept| kept.trace().bytes())
+        });
+        self.folded.as_ref().map_or(0, State::bytes) + parts.sum::<usize>()
+    }
+
     fn write(&self, out: &mut Vec<u8>) -> Result<(), generator::Error> {
         let put = |out: &mut Vec<u8>, state: &Option<State>| match state {
             Some(state) => {
@@ -147,7 +157,7 @@ impl Sums {
 }
 
 impl Snapshot {
-    pub(crate) fn of(digest: Digest, held: Option<HeldCore>, sums: Option<Sums>) -> Self {
+    pub(crate) fn of(digest: Digest, held: Option<WrittenCore>, sums: Option<Sums>) -> Self {
         Self {
             digest,
             core: held.map(Whose::Held),
@@ -159,6 +169,15 @@ impl Snapshot {
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let core = self.core.as_ref().map_or(0, |core| match core {
+            Whose::Held(held) => held.core().bytes(),
+            Whose::Own(core) => core.bytes(),
+        });
+        core + self.sums.as_ref().map_or(0, |sums| sums.bytes())
     }
 
     /// What it holds.

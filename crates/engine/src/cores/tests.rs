@@ -52,3 +52,32 @@ fn a_core_in_the_place_of_another_needs_no_room_if_nobody_else_holds_that() {
     drop(copy);
     assert!(budget.check(&core(2.0), Some(&held)).is_ok());
 }
+
+#[test]
+fn what_is_being_written_counts_while_its_session_holds_it_and_no_longer() {
+    let budget = CoreBudget::new(40);
+    let held = budget.hold(core(1.0));
+    let written = held.to_be_written();
+    let again = written.clone();
+    assert!(held.is_alone() && budget.check(&core(2.0), Some(&held)).is_ok());
+    // An answer holds it, too.
+    let answer = held.clone();
+    assert!(!held.is_alone());
+    drop(answer);
+    let slot = held.slot();
+    held.leave();
+    assert_eq!((budget.used(), budget.reaches(slot)), (0, true));
+    assert_eq!(
+        values(&written.core().matrix(0).unwrap().unwrap()),
+        [1.0; 6]
+    );
+    drop((written, again));
+    assert_eq!((budget.used(), budget.reaches(slot)), (0, false));
+    // One that an answer holds counts until that ends.
+    let held = budget.hold(core(1.0));
+    let answer = held.clone();
+    held.leave();
+    assert_eq!(budget.used(), 24);
+    drop(answer);
+    assert_eq!(budget.used(), 0);
+}

@@ -167,6 +167,7 @@ impl Engine {
                 return false;
             }
             *composed += 1;
+            self.make_slot_room(self.bounds.core_bytes, events);
         }
         let Some(mut request) = self.waiting.remove(index) else {
             return false;

@@ -1,33 +1,23 @@
-//! Tiers: which sessions leave memory, and how they come back when somebody asks for them.
+//! Tiers: what asks for sessions that are not in memory waits here until they are.
 //!
-//! Sessions at rest leave when a budget is short, the one that was spoken of longest ago first: sums and traces when those are short, all
-//! when cores are. Nothing waits for that: what leaves follows from the log, so it can go at once; a snapshot saves reading the log
-//! again. What asks for a session that is away waits here, outside of the queue that requests start from, in order; all else
-//! goes on. A few sessions come back at a time; the first in line comes even where there is no room, so none waits for ever. Start
-//! at [`Engine::tend`].
+//! It waits outside of the queue that requests start from, in order; all else goes on. Which sessions leave stands in `leaving`, how they come back
+//! in `waking`. Start at [`Engine::tend`].
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    time::Instant,
-};
+mod leaving;
+mod waking;
 
-use super::{Engine, is_request};
+use std::{collections::VecDeque, time::Instant};
+
+use super::Engine;
 use crate::{
     command::Command,
     error::{RequestError, SessionError},
     event::{Event, Rejected},
-    ids::{Digest, SessionId},
+    ids::SessionId,
     request::Request,
-    session::{Context, Session},
-    snapshot::{Need, Snapshot},
+    session::Session,
+    snapshot::Need,
 };
-
-/// Sessions that come back at a time.
-const WAKING: usize = 4;
-/// Snapshots that are being kept at a time.
-const SAVING: usize = 4;
-/// Sessions that every step looks at; others that hold nothing sleep.
-const AWAKE: usize = 1024;
 
 /// A session that is asked for and not in memory.
 #[derive(Debug, Default)]
@@ -53,6 +43,32 @@ enum Stage {
     Reads,
 }
 
+impl Waking {
+    /// Whether this session is copied from it as soon as it is here.
+    fn makes(&self, id: SessionId) -> bool {
+        let makes = |command: &Command| matches!(command, Command::Fork { to, .. } if *to == id);
+        self.commands.iter().any(makes)
+    }
+}
+
+/// The session without which a command cannot be carried out.
+fn about(command: &Command) -> Option<SessionId> {
+    match command {
+        Command::Ingest { session, .. }
+        | Command::Forget { session, .. }
+        | Command::Publish { session, .. }
+        | Command::Export { session, .. }
+        | Command::Close { session }
+        | Command::Fork { from: session, .. } => Some(*session),
+        Command::Generate { session, .. } | Command::Score { session, .. } => *session,
+        Command::Open { .. }
+        | Command::Restored { .. }
+        | Command::Saved { .. }
+        | Command::Evict { .. }
+        | Command::Cancel { .. } => None,
+    }
+}
+
 impl Engine {
     /// A session, in memory or not.
     fn known(&self, id: SessionId) -> Option<&Session> {
@@ -68,12 +84,16 @@ impl Engine {
         self.waking.values().flat_map(|waking| &waking.commands)
     }
 
-    /// Whether somebody has yet to answer `Wanted`.
+    /// Whether somebody has yet to answer `Wanted`, or `Save` of a session that is asked for.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.waking
-            .values()
-            .any(|waking| waking.stage == Stage::Asked)
+        let waking = &mut self.waking.iter();
+        waking.any(|(id, waking)| waking.stage == Stage::Asked || self.is_written(*id, waking))
+    }
+
+    /// Whether a session has to be written before it can come back: it would be read again instead.
+    fn is_written(&self, id: SessionId, waking: &Waking) -> bool {
+        waking.stage == Stage::Waits && self.saving.contains_key(&id)
     }
 
     /// Whether the next step has something to do here.
@@ -86,11 +106,22 @@ impl Engine {
                 .filter(|_| waking.stage == Stage::Reads);
             session.is_some_and(|session| !session.gone().any() || session.unmade.is_some())
         });
-        back || (under_way(Stage::Waits) && !under_way(Stage::Asked) && !under_way(Stage::Reads))
+        let waits = self
+            .waking
+            .iter()
+            .any(|(id, waking)| waking.stage == Stage::Waits && !self.is_written(*id, waking));
+        back || (waits && !under_way(Stage::Asked) && !under_way(Stage::Reads))
     }
 
     /// Passes a command on if its session is here; else keeps it until it is.
     pub(super) fn pass(&mut self, command: Command) -> Option<Command> {
+        // A copy that waits for its source is spoken of as if it were there.
+        let source = about(&command).filter(|id| !self.is_known(*id));
+        let source = source.and_then(|id| self.waking.values_mut().find(|one| one.makes(id)));
+        if let Some(source) = source {
+            source.commands.push_back(command);
+            return None;
+        }
         let (id, need) = match &command {
             Command::Ingest { session, .. } | Command::Forget { session, .. } => (
                 *session,
@@ -313,7 +344,9 @@ impl Engine {
                     refused(session, Rejected::Forget { document })
                 }
                 Command::Fork { from, to } => refused(to, Rejected::Fork { from }),
-                Command::Export { request, .. } => Event::Failed {
+                Command::Export { request, .. }
+                | Command::Generate { request, .. }
+                | Command::Score { request, .. } => Event::Failed {
                     request,
                     error: error(),
                 },
@@ -332,366 +365,6 @@ impl Engine {
             request: request.id,
             error: error(),
         }));
-    }
-
-    /// Sessions that are to stay: requests are about to start with them, or something asks for them.
-    fn pinned(&self) -> BTreeSet<SessionId> {
-        let waiting = self
-            .waiting
-            .iter()
-            .filter_map(|request| request.adapter.session);
-        waiting.chain(self.waking.keys().copied()).collect()
-    }
-
-    /// Sessions at rest that may leave, longest unspoken of first.
-    fn restful(&self, may: impl Fn(&Session) -> bool) -> VecDeque<SessionId> {
-        let pinned = self.pinned();
-        let rest = self
-            .sessions
-            .iter()
-            .filter(|(id, session)| may(session) && session.at_rest() && !pinned.contains(id));
-        let mut rest: Vec<_> = rest.map(|(&id, session)| (session.used, id)).collect();
-        rest.sort_unstable();
-        rest.into_iter().map(|(_, id)| id).collect()
-    }
-
-    /// Bytes that states take in memory.
-    pub(super) fn resident_bytes(&self) -> usize {
-        let sessions = self.sessions.values();
-        sessions.fold(0, |sum, session| {
-            sum.saturating_add(session.resident_bytes())
-        })
-    }
-
-    /// Keeps the budgets: what is at rest leaves.
-    fn relieve(&mut self, events: &mut Vec<Event>) {
-        self.make_host_room(0, self.traces.limit() / 8, events);
-        // Versions that may come in this step, and cores that are made for requests.
-        let coming = self.sessions.values().filter(|session| {
-            let core = session.newest().core.as_ref();
-            !session.at_rest() && core.is_none_or(|core| !core.is_alone())
-        });
-        let composed = self.waiting.iter().take(self.config.max_running);
-        let composed = composed.filter(|request| !request.adapter.chosen.parts.is_empty());
-        let coming = coming.count().saturating_add(composed.count());
-        let half = (self.config.core_budget_bytes / 2).max(self.bounds.core_bytes);
-        self.make_slot_room(
-            coming.saturating_mul(self.bounds.core_bytes).min(half),
-            events,
-        );
-        if self.sessions.len() > AWAKE {
-            let bare = self.restful(|session| {
-                session.newest().core.is_none() && session.resident_bytes() == 0
-            });
-            let over = self.sessions.len() - AWAKE;
-            for id in bare.into_iter().take(over) {
-                self.sleep(id);
-            }
-        }
-        self.save(events);
-    }
-
-    /// Makes room for so many bytes of states and of traces, as far as sessions at rest can give it. Says whether there is.
-    fn make_host_room(&mut self, states: usize, traces: usize, events: &mut Vec<Event>) -> bool {
-        let (state_limit, trace_limit) = (self.config.state_budget_bytes, self.traces.limit());
-        let mut resident = self.resident_bytes();
-        let short = |engine: &Self, resident: usize| {
-            resident.saturating_add(states) > state_limit
-                || engine.traces.used().saturating_add(traces) > trace_limit
-        };
-        if short(self, resident) {
-            for id in self.restful(|session| session.resident_bytes() > 0) {
-                if !short(self, resident) {
-                    break;
-                }
-                let states_fit = resident.saturating_add(states) <= state_limit;
-                let Some(session) = self.sessions.get(&id) else {
-                    continue;
-                };
-                if !states_fit || session.trace_bytes() > 0 {
-                    resident = resident.saturating_sub(session.resident_bytes());
-                    self.leave_host(id, events);
-                }
-            }
-        }
-        !short(self, resident)
-    }
-
-    /// Makes room for so many bytes of cores, as far as sessions at rest can give it. Says whether there is.
-    fn make_slot_room(&mut self, bytes: usize, events: &mut Vec<Event>) -> bool {
-        let limit = self.config.core_budget_bytes;
-        let short = |engine: &Self| engine.cores.used().saturating_add(bytes) > limit;
-        if short(self) {
-            let alone = |session: &Session| {
-                let core = session.newest().core.as_ref();
-                core.is_some_and(|core| core.is_alone())
-            };
-            for id in self.restful(alone) {
-                if !short(self) {
-                    break;
-                }
-                self.leave_slot(id, events);
-            }
-        }
-        !short(self)
-    }
-
-    /// Takes a session out of memory, if it is at rest and nothing asks for it: sums and traces, and the core if it is that of all that the
-    /// session was told.
-    pub(super) fn evict(&mut self, id: SessionId, core: bool, events: &mut Vec<Event>) {
-        let rests = self.sessions.get(&id).is_some_and(Session::at_rest);
-        if !rests || self.pinned().contains(&id) {
-            return;
-        }
-        self.leave_host(id, events);
-        if core {
-            self.leave_slot(id, events);
-        }
-    }
-
-    /// Takes sums and traces of a session at rest out of memory.
-    fn leave_host(&mut self, id: SessionId, events: &mut Vec<Event>) {
-        self.keep(id, events);
-        let (Some(generator), Some(session)) =
-            (self.machine.generator(), self.sessions.get_mut(&id))
-        else {
-            return;
-        };
-        // An empty state costs nothing; if even that cannot be had, the session stays.
-        if session.resident_bytes() > 0 && session.leave_host(generator).is_ok() {
-            self.tiers.evicted_host += 1;
-        }
-    }
-
-    /// Takes all of a session at rest out of memory but its log. Nothing of one whose newest version is not of all that it was told.
-    fn leave_slot(&mut self, id: SessionId, events: &mut Vec<Event>) {
-        if !self.sessions.get(&id).is_some_and(Session::is_current) {
-            return;
-        }
-        self.leave_host(id, events);
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.leave_slot();
-            self.tiers.evicted_slots += u64::from(session.gone().core);
-        }
-        self.sleep(id);
-    }
-
-    fn sleep(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.remove(&id) {
-            self.asleep.insert(id, session);
-        }
-    }
-
-    /// Has sessions that are next to leave kept, once three quarters of a budget are taken.
-    fn save(&mut self, events: &mut Vec<Event>) {
-        let rate = self.config.snapshot_bytes_per_token;
-        let beyond = |used: usize, limit: usize| used > limit / 4 * 3;
-        let presses = rate > 0
-            && self.saving.len() < SAVING
-            && (beyond(self.resident_bytes(), self.config.state_budget_bytes)
-                || beyond(self.traces.used(), self.traces.limit())
-                || beyond(self.cores.used(), self.config.core_budget_bytes));
-        if !presses {
-            return;
-        }
-        for id in self.restful(is_fresh) {
-            if self.saving.len() >= SAVING {
-                return;
-            }
-            self.keep(id, events);
-        }
-    }
-
-    /// Has a session at rest kept as a snapshot, if that is worth it and was not done for this version.
-    fn keep(&mut self, id: SessionId, events: &mut Vec<Event>) {
-        let rate = self.config.snapshot_bytes_per_token;
-        if rate == 0 || self.saving.len() >= SAVING || self.saving.contains(&id) {
-            return;
-        }
-        let session = self.sessions.get_mut(&id);
-        let Some(session) = session.filter(|session| is_fresh(session)) else {
-            return;
-        };
-        // Looked at once a version, whether it is worth it or not.
-        session.kept = Some((session.newest().digest, Need::default()));
-        if let Some(snapshot) = session.snapshot(rate) {
-            self.saving.insert(id);
-            events.push(Event::Save {
-                session: id,
-                snapshot,
-            });
-        }
-    }
-
-    /// Begins to bring sessions back, in the order in which they were asked for.
-    fn bring_back(&mut self, events: &mut Vec<Event>) {
-        self.short = false;
-        loop {
-            let stages = self.waking.values().map(|waking| waking.stage);
-            let under_way = stages.filter(|stage| *stage != Stage::Waits).count();
-            let waits = self
-                .waking
-                .iter()
-                .filter(|(_, waking)| waking.stage == Stage::Waits);
-            let Some((&id, _)) = waits.min_by_key(|(_, waking)| waking.turn) else {
-                return;
-            };
-            if under_way >= WAKING {
-                return;
-            }
-            if !self.has_room(id, events) && (under_way > 0 || !self.waiting.is_empty()) {
-                // Who comes now stands behind it: what holds the room ends, and is not begun anew.
-                self.short = true;
-                return;
-            }
-            self.begin_to_wake(id, events);
-        }
-    }
-
-    /// What sessions that are coming back have yet to take: bytes of states and of cores.
-    fn coming_back(&self) -> (usize, usize) {
-        let (mut states, mut cores) = (0usize, 0usize);
-        for (&id, waking) in &self.waking {
-            let Some(session) = self.known(id).filter(|_| waking.stage != Stage::Waits) else {
-                continue;
-            };
-            if session.gone().core {
-                cores = cores.saturating_add(self.bounds.core_bytes);
-            }
-            if waking.asked.sums && waking.stage == Stage::Asked {
-                states = states.saturating_add(session.whole_bytes());
-            }
-        }
-        (states, cores)
-    }
-
-    /// Whether there is room for what comes back of a session, others having left for it.
-    fn has_room(&mut self, id: SessionId, events: &mut Vec<Event>) -> bool {
-        let Some(session) = self.known(id) else {
-            return true;
-        };
-        let gone = session.gone();
-        let (states_coming, cores_coming) = self.coming_back();
-        let (states, tokens) = if gone.sums {
-            (session.whole_bytes(), session.traced_tokens())
-        } else {
-            (0, 0)
-        };
-        let row = self.bounds.trace_row_bytes;
-        let host = self.make_host_room(
-            states.saturating_add(states_coming),
-            tokens.saturating_mul(row),
-            events,
-        );
-        let core = if gone.core { self.bounds.core_bytes } else { 0 };
-        self.make_slot_room(core.saturating_add(cores_coming), events) && host
-    }
-
-    fn begin_to_wake(&mut self, id: SessionId, events: &mut Vec<Event>) {
-        let Some(session) = self.known(id) else {
-            self.waking.remove(&id);
-            return;
-        };
-        let (digest, gone) = (session.newest().digest, session.gone());
-        let kept = session.kept.filter(|(of, _)| *of == digest);
-        let kept = kept.map_or(Need::default(), |(_, kept)| kept);
-        let Some(waking) = self.waking.get_mut(&id) else {
-            return;
-        };
-        let need = waking.need.within(gone);
-        // A core can be read out of the sums.
-        let enough = (kept.sums || !need.sums) && (kept.core || kept.sums || !need.core);
-        if need.any() && enough {
-            let need = Need {
-                core: need.core && kept.core,
-                sums: need.sums || !kept.core,
-            };
-            (waking.stage, waking.asked) = (Stage::Asked, need);
-            events.push(Event::Wanted {
-                session: id,
-                digest,
-                need,
-            });
-            return;
-        }
-        waking.stage = Stage::Reads;
-        self.read_again(id, events);
-    }
-
-    fn read_again(&mut self, id: SessionId, events: &mut Vec<Event>) {
-        self.awake(id);
-        let (Some(generator), Some(session)) =
-            (self.machine.generator(), self.sessions.get_mut(&id))
-        else {
-            return;
-        };
-        if !session.gone().any() {
-            return;
-        }
-        self.tiers.reread += 1;
-        session.reread();
-        // A log without tokens is read at once.
-        session.settle(&mut Context {
-            generator,
-            machine: &*self.machine,
-            allocator: &mut self.allocator,
-            cores: &self.cores,
-            traces: &self.traces,
-            events,
-        });
-    }
-
-    pub(super) fn saved(&mut self, id: SessionId, digest: Digest, kept: Need) {
-        self.saving.remove(&id);
-        let session = self
-            .sessions
-            .get_mut(&id)
-            .or_else(|| self.asleep.get_mut(&id));
-        if let Some(session) = session.filter(|session| session.newest().digest == digest) {
-            session.kept = Some((digest, kept));
-        }
-    }
-
-    pub(super) fn restored(
-        &mut self,
-        id: SessionId,
-        snapshot: Option<Snapshot>,
-        events: &mut Vec<Event>,
-    ) {
-        let Some(waking) = self
-            .waking
-            .get_mut(&id)
-            .filter(|waking| waking.stage == Stage::Asked)
-        else {
-            return; // It was closed meanwhile.
-        };
-        let asked = waking.asked;
-        // It may need more by now.
-        waking.stage = Stage::Waits;
-        self.awake(id);
-        let (Some(generator), Some(session)) =
-            (self.machine.generator(), self.sessions.get_mut(&id))
-        else {
-            return;
-        };
-        let came = snapshot.map(|snapshot| {
-            session.install(
-                snapshot,
-                (generator, &*self.machine),
-                &self.cores,
-                &self.traces,
-            )
-        });
-        if matches!(came, Some(Ok(()))) && !session.gone().within(asked).any() {
-            self.tiers.promoted_disk += 1;
-            return;
-        }
-        // What was to be there is not, or is of no use.
-        session.kept = None;
-        if let Some(waking) = self.waking.get_mut(&id) {
-            waking.stage = Stage::Reads;
-        }
-        self.read_again(id, events);
     }
 
     /// Forgets that a session is asked for. What waits for it is refused as the session's end says.
@@ -717,11 +390,13 @@ impl Engine {
             .or_else(|| self.asleep.remove(&id))
     }
 
-    /// Takes an export that waits for its session out.
+    /// Takes a request that waits among the commands for its session out.
     pub(super) fn take_kept_back(&mut self, request: crate::ids::RequestId) -> bool {
-        let of = |command: &Command| {
-            is_request(command)
-                && matches!(command, Command::Export { request: of, .. } if *of == request)
+        let of = |command: &Command| match command {
+            Command::Export { request: of, .. }
+            | Command::Generate { request: of, .. }
+            | Command::Score { request: of, .. } => *of == request,
+            _ => false,
         };
         let mut found = false;
         for waking in self.waking.values_mut() {
@@ -731,10 +406,4 @@ impl Engine {
         }
         found
     }
-}
-
-/// Whether no snapshot was made of its newest version.
-fn is_fresh(session: &Session) -> bool {
-    let digest = session.newest().digest;
-    !session.gone().core && session.kept.is_none_or(|(of, _)| of != digest)
 }

@@ -9,7 +9,7 @@ use generator::{Generator, State, Strategy};
 use super::{Asks, Barrier, Context, Session, versions::core_of};
 use crate::{
     command::Chosen,
-    cores::CoreBudget,
+    cores::{CoreBudget, HeldCore},
     ids::Version,
     machine::Machine,
     snapshot::{Kept, Need, Snapshot, SnapshotError, Sums},
@@ -57,7 +57,17 @@ impl Session {
 
     /// Lets the core go, too.
     pub(crate) fn leave_slot(&mut self) {
-        self.gone.core = self.newest.core.take().is_some();
+        let core = self.newest.core.take();
+        self.gone.core = core.is_some();
+        if let Some(core) = core {
+            core.leave();
+        }
+    }
+
+    /// Whether its next version takes a slot, rather than that of the newest one.
+    pub(crate) fn takes_slot(&self) -> bool {
+        let core = self.newest.core.as_ref();
+        self.failed.is_none() && core.is_none_or(|core| !core.is_alone())
     }
 
     /// What a request that is made of this needs and is not there.
@@ -109,8 +119,9 @@ impl Session {
             return None;
         }
         let most = self.tokens().saturating_mul(bytes_per_token);
-        let core = self.newest.core.clone();
+        let core = self.newest.core.as_ref();
         let core = core.filter(|core| core.bytes() <= most);
+        let core = core.map(HeldCore::to_be_written);
         let bytes = self.state_bytes().saturating_add(self.trace_bytes());
         let sums = (bytes <= most && !self.gone.sums).then(|| self.sums());
         let sums = sums.and_then(Result::ok);

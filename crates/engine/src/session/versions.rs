@@ -315,6 +315,9 @@ impl Session {
         }) = fold
         {
             let version = Version(self.newest.version.0 + 1);
+            if let Some(core) = self.newest.core.take() {
+                core.leave();
+            }
             self.newest = Published {
                 version,
                 seq: self.newest.seq,

@@ -3,8 +3,8 @@
 //! The law over all interleavings stands in `mixed`; here are the ways of leaving and coming back one by one, and the bounds.
 
 use engine::{
-    Chosen, Command, Config, DocumentId, Event, Part, RequestError, RequestId, Sampling, SessionId,
-    Snapshot, Strategy, TenantId,
+    Chosen, Command, Config, DocumentId, Event, Need, Part, RequestError, RequestId, Sampling,
+    SessionId, Snapshot, Strategy, TenantId,
 };
 use proptest::{collection::vec, prelude::*};
 use testkit::Form;
@@ -265,6 +265,48 @@ fn a_session_that_is_closed_while_it_is_waited_for_fails_what_waits() {
 }
 
 #[test]
+fn what_is_said_to_a_copy_waits_until_the_copy_is_made() {
+    for rate in [0, usize::MAX] {
+        let (mut stays, mut leaves) = (rig(0, |_| {}), rig(rate, |_| {}));
+        for rig in [&mut stays, &mut leaves] {
+            tell(rig, 1, Strategy::Parallel);
+        }
+        leaves.ask(evict(1, true));
+        let mut said = Vec::new();
+        for rig in [&mut stays, &mut leaves] {
+            rig.push(fork(1, 2));
+            rig.push(ingest(2, 3, 3, &ids(&[22, 15, 19, 39]), true));
+            rig.push(fork(2, 3));
+            rig.push(generate(7, Some(2), &ids(&[3, 4, 5]), 5, 7));
+            rig.push(generate(8, Some(3), &ids(&[3, 4, 5]), 5, 7));
+            rig.push(Command::Cancel {
+                request: RequestId(8),
+            });
+            rig.push(forget(3, 1));
+            rig.push(Command::Close {
+                session: SessionId(1),
+            });
+            said.push(rig.run());
+        }
+        for events in &said {
+            assert_eq!(failures(events), []);
+            assert!(answer(events, 8).is_empty());
+            let ends = |request| {
+                let ends = events.iter().filter(|event| {
+                    matches!(event, Event::Finished { request: of, .. } | Event::Failed { request: of, .. } if of.0 == request)
+                });
+                ends.count()
+            };
+            assert_eq!((ends(7), ends(8)), (1, 1));
+        }
+        for session in [2, 3] {
+            assert_eq!(leaves.imprint(session), stays.imprint(session));
+        }
+        leaves.assert_all_blocks_come_back([2, 3]);
+    }
+}
+
+#[test]
 fn bytes_that_are_no_snapshot_are_refused() {
     let mut rig = rig(usize::MAX, |_| {});
     tell(&mut rig, 1, Strategy::Parallel);
@@ -352,6 +394,125 @@ fn budgets_hold_while_many_more_sessions_answer_than_fit() {
             "{usage:?}"
         );
         tight.assert_all_blocks_come_back(1..20);
+    }
+}
+
+/// What a core of `tell`'s sessions takes.
+fn core_bytes() -> usize {
+    let mut rig = rig(0, |_| {});
+    tell(&mut rig, 1, Strategy::Parallel);
+    rig.engine.usage().core_bytes
+}
+
+#[test]
+fn versions_of_a_burst_come_though_there_are_few_slots() {
+    let core = core_bytes();
+    for rate in [0, usize::MAX] {
+        let mut rig = rig(rate, |config| {
+            config.core_budget_bytes = 2 * core;
+            config.step_tokens = 200;
+        });
+        for session in 1..13 {
+            rig.open(session, Strategy::Parallel);
+        }
+        // All of them are read in one step.
+        for session in 1..13 {
+            rig.push(ingest(session, 1, 1, &ids(&[5, 6, 7, 8, 9, 3]), true));
+        }
+        let events = rig.run();
+        for session in 1..13 {
+            let came = events.iter().any(|event| {
+                matches!(event, Event::Applied { session: of, newest } if of.0 == session && newest.seq.0 == 1)
+            });
+            assert!(came, "{session}: {events:?}");
+        }
+        assert!(rig.engine.usage().core_bytes <= 2 * core);
+    }
+}
+
+#[test]
+fn a_core_that_is_still_being_written_makes_room_for_one_other() {
+    let core = core_bytes();
+    let mut rig = rig(usize::MAX, |config| config.core_budget_bytes = 4 * core);
+    let mut events = Vec::new();
+    for session in 1..5 {
+        tell(&mut rig, session, Strategy::Parallel);
+    }
+    rig.disk.clear();
+    rig.open(5, Strategy::Parallel);
+    // The disk takes its time: what it was given stays here.
+    rig.push(ingest(5, 1, 1, &ids(&[5, 6, 7, 8, 9, 3]), true));
+    let now = std::time::Instant::now();
+    for _ in 0..6 {
+        rig.engine.step(|| now, &mut events).expect("it is sound");
+    }
+    let saved = |event: &&Event| matches!(event, Event::Save { .. });
+    assert!(events.iter().filter(saved).count() > 0, "{events:?}");
+    let tiers = rig.engine.usage().tiers;
+    assert_eq!(
+        (tiers.slot_sessions, tiers.evicted_slots),
+        (4, 1),
+        "{tiers:?}"
+    );
+    assert_eq!(tiers.slot_bytes, 4 * core);
+    drop(events);
+    assert_eq!(rig.engine.usage().core_bytes, 4 * core);
+}
+
+#[test]
+fn a_session_that_is_asked_for_while_it_is_written_is_not_read_again() {
+    let mut rig = rig(usize::MAX, |_| {});
+    tell(&mut rig, 1, Strategy::Parallel);
+    let now = std::time::Instant::now();
+    let step = |rig: &mut Rig| {
+        let mut events = Vec::new();
+        rig.engine.step(|| now, &mut events).expect("it is sound");
+        events
+    };
+    rig.push(evict(1, true));
+    let snapshot = step(&mut rig).into_iter().find_map(|event| match event {
+        Event::Save { snapshot, .. } => Some(snapshot),
+        _ => None,
+    });
+    let snapshot = snapshot.expect("it is worth it");
+    rig.push(generate(1, Some(1), &ids(&[3, 4, 5]), 3, 7));
+    for _ in 0..3 {
+        assert_eq!(step(&mut rig).len(), 0);
+    }
+    assert!(rig.engine.waits() && rig.engine.idle());
+    let core = snapshot.core_bytes().expect("a core has bytes");
+    let digest = snapshot.digest();
+    rig.disk.insert(SessionId(1), (digest, core, None));
+    rig.push(Command::Saved {
+        session: SessionId(1),
+        digest,
+        kept: Need {
+            core: true,
+            sums: false,
+        },
+    });
+    drop(snapshot);
+    assert_eq!(answer(&rig.run(), 1).len(), 3);
+    let tiers = rig.engine.usage().tiers;
+    assert_eq!((tiers.promoted_disk, tiers.reread), (1, 0), "{tiers:?}");
+}
+
+#[test]
+fn a_core_that_is_made_for_a_request_finds_room_where_sessions_rest() {
+    let core = core_bytes();
+    let mut rig = rig(usize::MAX, |config| config.core_budget_bytes = 2 * core);
+    let mut roomy = Rig::new(Form::Associative, config());
+    for session in 1..4 {
+        tell(&mut rig, session, Strategy::Parallel);
+        tell(&mut roomy, session, Strategy::Parallel);
+    }
+    for request in 1..7 {
+        let session = 1 + request % 3;
+        let (mine, theirs) = (
+            rig.ask(meant(request, session)),
+            roomy.ask(meant(request, session)),
+        );
+        assert_eq!(answer(&mine, request), answer(&theirs, request));
     }
 }
 
