@@ -108,6 +108,24 @@ enum BenchWhat {
         #[command(flatten)]
         args: bench::sessions::Args,
     },
+    /// Answers, quiet and beside a long ingest: the time between two of their tokens
+    Beside {
+        /// What is measured.
+        #[command(flatten)]
+        flags: Flags,
+        /// How to measure.
+        #[command(flatten)]
+        args: bench::beside::Args,
+    },
+    /// A session that grows: what its next window costs, and how soon a few tokens are visible
+    Append {
+        /// What is measured.
+        #[command(flatten)]
+        flags: Flags,
+        /// How to measure.
+        #[command(flatten)]
+        args: bench::append::Args,
+    },
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -213,14 +231,9 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Model { action } => model(&action, &Config::load(&Flags::default())?.home),
         Verb::Bench {
             what: BenchWhat::Offline { flags, args },
-        } => {
-            let config = Config::load(&flags)?;
-            compute_threads(&config)?;
-            let files = models::resolve(&config.model, &config.generator, &config.home)?;
-            let generator = files.generator.as_deref();
-            bench::offline::run(&args, &files.model, generator, rayon::current_num_threads())?;
-            Ok(ExitCode::SUCCESS)
-        }
+        } => in_process(&flags, |model, generator, threads| {
+            bench::offline::run(&args, model, generator, threads)
+        }),
         Verb::Bench {
             what: BenchWhat::Serve { model, args },
         } => {
@@ -241,14 +254,19 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         }
         Verb::Bench {
             what: BenchWhat::Sessions { flags, args },
-        } => {
-            let config = Config::load(&flags)?;
-            compute_threads(&config)?;
-            let files = models::resolve(&config.model, &config.generator, &config.home)?;
-            let generator = files.generator.as_deref();
-            bench::sessions::run(&args, &files.model, generator, rayon::current_num_threads())?;
-            Ok(ExitCode::SUCCESS)
-        }
+        } => in_process(&flags, |model, generator, threads| {
+            bench::sessions::run(&args, model, generator, threads)
+        }),
+        Verb::Bench {
+            what: BenchWhat::Beside { flags, args },
+        } => in_process(&flags, |model, generator, threads| {
+            bench::beside::run(&args, model, generator, threads)
+        }),
+        Verb::Bench {
+            what: BenchWhat::Append { flags, args },
+        } => in_process(&flags, |model, generator, threads| {
+            bench::append::run(&args, model, generator, threads)
+        }),
         Verb::Train { model, args } => {
             let config = Config::load(&Flags {
                 model,
@@ -286,6 +304,19 @@ fn evaluate(what: EvalWhat) -> anyhow::Result<ExitCode> {
         EvalWhat::Report(args) => eval::page::run(&args)?,
     };
     writeln!(io::stdout(), "{}", printed.trim())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures the engine in this process: model, generator and threads as a server would have them.
+fn in_process(
+    flags: &Flags,
+    measure: impl FnOnce(&Path, Option<&Path>, usize) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let config = Config::load(flags)?;
+    compute_threads(&config)?;
+    let files = models::resolve(&config.model, &config.generator, &config.home)?;
+    let generator = files.generator.as_deref();
+    measure(&files.model, generator, rayon::current_num_threads())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,40 +9,59 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use engine::{
-    Activations, Chosen, Command, Config, DocumentId, Engine, Event, ModelInfo, RequestId,
-    Sampling, Seq, SessionId, Strategy, TenantId, TokenId,
+    Chosen, Command, Config, DocumentId, Engine, Event, ModelInfo, RequestId, Sampling, Seq,
+    SessionId, Strategy, TenantId, TokenId, Usage,
 };
 
-/// An engine and the numbers of what was given to it.
+use crate::disk::Disk;
+
+/// An engine, the numbers of what was given to it, and where its snapshots go, if they are kept.
 pub(crate) struct Driver {
     engine: Engine,
+    disk: Option<Disk>,
     events: Vec<Event>,
     numbers: u64,
 }
 
 impl Driver {
-    /// Loads a model and its generator with the engine's default bounds. What is measured again is computed again.
-    pub(crate) fn load(
-        model: &Path,
-        generator: Option<&Path>,
-        activations: Activations,
-    ) -> Result<Self> {
-        let config = Config {
-            activations,
-            prefix_cache: false,
-            ..Config::default()
-        };
+    /// Loads a model and its generator.
+    pub(crate) fn load(model: &Path, generator: Option<&Path>, config: Config) -> Result<Self> {
         let engine = Engine::load(model, generator, config).context("the engine does not load")?;
         Ok(Self {
             engine,
+            disk: None,
             events: Vec::new(),
             numbers: 0,
         })
     }
 
+    /// Keeps what leaves memory in a folder, of at most so many bytes.
+    pub(crate) fn keep(&mut self, dir: &Path, bytes: u64) -> Result<()> {
+        let model = self.engine.model();
+        let generator = model.generator.as_ref();
+        let generator = generator.map_or("", |generator| &generator.digest);
+        self.disk = Some(Disk::start(dir, bytes, &model.digest, generator)?);
+        Ok(())
+    }
+
     /// What is measured.
     pub(crate) fn model(&self) -> &ModelInfo {
         self.engine.model()
+    }
+
+    /// What is in use.
+    pub(crate) fn usage(&self) -> Usage {
+        self.engine.usage()
+    }
+
+    /// The most bytes that a core takes.
+    pub(crate) fn core_bytes(&self) -> usize {
+        self.engine.core_bytes()
+    }
+
+    /// Files and bytes of snapshots, as of the disk's last answer.
+    pub(crate) fn kept(&self) -> (usize, u64) {
+        self.disk.as_ref().map_or((0, 0), Disk::kept)
     }
 
     fn number(&mut self) -> u64 {
@@ -57,32 +76,58 @@ impl Driver {
             .context("a queue of the engine is full: measure less at once")
     }
 
-    /// Steps until `done` has seen what it waits for.
-    fn until(&mut self, mut done: impl FnMut(&Event) -> Result<bool>) -> Result<()> {
-        let mut events = std::mem::take(&mut self.events);
-        let mut reached = false;
-        while !reached {
-            if self.engine.idle() {
-                bail!("the engine has nothing to do and has not answered");
+    /// One step, behind a wait for the disk if there is nothing else to do. What the engine asks of the disk goes there.
+    pub(crate) fn step(&mut self, mut seen: impl FnMut(&Event) -> Result<()>) -> Result<()> {
+        if let Some(disk) = &mut self.disk {
+            let waits = self.engine.idle() && self.engine.waits();
+            let mut answers: Vec<_> = waits
+                .then(|| disk.wait())
+                .transpose()?
+                .into_iter()
+                .collect();
+            answers.extend(disk.answers());
+            for answer in answers {
+                self.push(answer)?;
             }
-            self.engine
-                .step(Instant::now, &mut events)
-                .context("the engine broke")?;
-            for event in events.drain(..) {
-                match &event {
-                    Event::Failed { error, .. } => bail!("a request failed: {error}"),
-                    Event::SessionFailed { error, .. } => bail!("a session failed: {error}"),
-                    other => reached |= done(other)?,
+        }
+        if self.engine.idle() {
+            bail!("the engine has nothing to do and has not answered");
+        }
+        let mut events = std::mem::take(&mut self.events);
+        self.engine
+            .step(Instant::now, &mut events)
+            .context("the engine broke")?;
+        for event in events.drain(..) {
+            match (event, &self.disk) {
+                (event @ (Event::Save { .. } | Event::Wanted { .. }), Some(disk)) => {
+                    disk.ask(event)?;
                 }
+                (Event::Failed { error, .. }, _) => bail!("a request failed: {error}"),
+                (Event::SessionFailed { error, .. }, _) => bail!("a session failed: {error}"),
+                (event, _) => seen(&event)?,
             }
         }
         self.events = events;
         Ok(())
     }
 
-    fn generate(
+    /// Steps until `done` has seen what it waits for.
+    fn until(&mut self, mut done: impl FnMut(&Event) -> Result<bool>) -> Result<()> {
+        let mut reached = false;
+        while !reached {
+            self.step(|event| {
+                reached |= done(event)?;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Asks for an answer of so many tokens.
+    pub(crate) fn generate(
         &mut self,
         session: Option<SessionId>,
+        chosen: Chosen,
         prompt: &[TokenId],
         max_tokens: usize,
     ) -> Result<RequestId> {
@@ -92,7 +137,7 @@ impl Driver {
             tenant: TenantId::default(),
             session,
             adapter_scale: 1.0,
-            chosen: Chosen::default(),
+            chosen,
             prompt: prompt.to_vec(),
             max_tokens,
             sampling: Sampling::default(),
@@ -109,7 +154,7 @@ impl Driver {
         let start = Instant::now();
         let mut left = 0_usize;
         for (session, prompt) in prompts {
-            self.generate(session, prompt, 1)?;
+            self.generate(session, Chosen::default(), prompt, 1)?;
             left += 1;
         }
         self.until(|event| {
@@ -119,40 +164,71 @@ impl Driver {
         Ok(start.elapsed())
     }
 
+    /// Tokens of the generator's windows.
+    pub(crate) fn window(&self) -> Result<usize> {
+        let generator = self.engine.model().generator.as_ref();
+        let generator = generator.context("there is no generator: nothing can be ingested")?;
+        Ok(generator.window)
+    }
+
+    /// A new session.
+    pub(crate) fn open(&mut self, window: usize) -> Result<SessionId> {
+        let session = SessionId(self.number());
+        self.push(Command::Open {
+            session,
+            tenant: TenantId::default(),
+            strategy: Strategy::Parallel,
+            window,
+        })?;
+        self.until(|event| Ok(matches!(event, Event::Opened { .. })))?;
+        Ok(session)
+    }
+
+    /// Tells a session something; waits for nothing.
+    pub(crate) fn tell(
+        &mut self,
+        session: SessionId,
+        seq: Seq,
+        document: DocumentId,
+        tokens: &[TokenId],
+        end_of_document: bool,
+    ) -> Result<()> {
+        self.push(Command::Ingest {
+            session,
+            seq,
+            document,
+            tokens: tokens.to_vec(),
+            end_of_document,
+        })
+    }
+
+    /// Asks for a version that holds all chunks up to this one, if it would not come by itself, and waits for it.
+    pub(crate) fn see(&mut self, session: SessionId, seq: Seq, publish: bool) -> Result<()> {
+        if publish {
+            self.push(Command::Publish {
+                session,
+                seq,
+                provisional: Vec::new(),
+                asked: true,
+            })?;
+        }
+        self.until(|event| Ok(matches!(event, Event::Applied { session: of, newest } if *of == session && newest.seq >= seq)))
+    }
+
     /// New sessions that have each been told one document, side by side, and how long telling took: until the versions
     /// that hold all of it.
     pub(crate) fn ingest(
         &mut self,
         documents: &[&[TokenId]],
     ) -> Result<(Vec<SessionId>, Duration)> {
-        let generator = self
-            .engine
-            .model()
-            .generator
-            .as_ref()
-            .context("there is no generator: nothing can be ingested")?;
-        let window = generator.window;
+        let window = self.window()?;
         let mut sessions = Vec::new();
         for _ in documents {
-            let session = SessionId(self.number());
-            self.push(Command::Open {
-                session,
-                tenant: TenantId::default(),
-                strategy: Strategy::Parallel,
-                window,
-            })?;
-            self.until(|event| Ok(matches!(event, Event::Opened { .. })))?;
-            sessions.push(session);
+            sessions.push(self.open(window)?);
         }
         let start = Instant::now();
         for (session, document) in sessions.iter().zip(documents) {
-            self.push(Command::Ingest {
-                session: *session,
-                seq: Seq(1),
-                document: DocumentId(1),
-                tokens: document.to_vec(),
-                end_of_document: true,
-            })?;
+            self.tell(*session, Seq(1), DocumentId(1), document, true)?;
         }
         let mut left = documents.len();
         self.until(|event| {
@@ -177,7 +253,7 @@ impl Driver {
         tokens: usize,
     ) -> Result<(usize, Duration)> {
         for session in rows {
-            self.generate(*session, prompt, tokens)?;
+            self.generate(*session, Chosen::default(), prompt, tokens)?;
         }
         let (mut begun, mut ended, mut timed) = (std::collections::HashSet::new(), 0, 0);
         let mut start = None;

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use engine::{Activations, SessionId, TokenId};
+use engine::{Activations, Config, SessionId, TokenId};
 
 use crate::{
     driver::Driver,
@@ -75,7 +75,13 @@ pub enum Case {
 /// The engine or the peer does not load or breaks, or the file cannot be written.
 pub fn run(args: &Args, model: &Path, generator: Option<&Path>, threads: usize) -> Result<()> {
     let machine = Machine::here(threads);
-    let mut driver = Driver::load(model, generator, args.activations)?;
+    // What is measured again is computed again.
+    let config = Config {
+        activations: args.activations,
+        prefix_cache: false,
+        ..Config::default()
+    };
+    let mut driver = Driver::load(model, generator, config)?;
     let mut peers = Peers::default();
     if args.peers {
         peers.llama_cpp = Some(Peer::llama_cpp(&args.peers_dir, model, threads)?);

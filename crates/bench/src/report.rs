@@ -2,19 +2,16 @@
 //!
 //! Start at `Samples`, then `Report`.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    fs,
-    io::{self, Write as _},
-    path::Path,
-};
+use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use engine::ModelInfo;
 use serde::Serialize;
 
-use crate::machine::Machine;
+use crate::{
+    machine::Machine,
+    output::{print, write_json},
+};
 
 /// What was measured: for each name its tokens a second, one value a repetition.
 #[derive(Debug, Default)]
@@ -181,14 +178,10 @@ impl Report {
 
     /// Writes it as JSON to a file (`-` is standard output), or as a table to standard output.
     pub(crate) fn write(&self, json: Option<&Path>) -> Result<()> {
-        let Some(path) = json else {
-            return print(&self.table());
-        };
-        let text = serde_json::to_string_pretty(self)? + "\n";
-        if path == Path::new("-") {
-            return print(&text);
+        match json {
+            Some(path) => write_json(path, self),
+            None => print(&self.table()),
         }
-        fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
     }
 
     /// For people: figures with their spread, then ratios.
@@ -230,13 +223,6 @@ impl Report {
             "\n..._vs_...: above 1 ours is faster; ingest..._vs_...: above 1 ours takes longer.\n";
         text
     }
-}
-
-fn print(text: &str) -> Result<()> {
-    io::stdout()
-        .lock()
-        .write_all(text.as_bytes())
-        .context("standard output is gone")
 }
 
 #[cfg(test)]

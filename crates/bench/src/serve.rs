@@ -6,18 +6,11 @@
 
 mod arrivals;
 pub(crate) mod facts;
-mod figures;
+pub(crate) mod figures;
 mod load;
 mod scrape;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use imprint_client::{Client, Key, Options, v1::Model};
@@ -31,6 +24,7 @@ use self::{
 use crate::{
     child::Child,
     machine::{self, Machine},
+    output::{print, write_json},
 };
 
 /// Sessions that a server of ours has room for without being told.
@@ -304,19 +298,4 @@ impl Measured {
         set("server_metrics", json!(self.server));
         all
     }
-}
-
-pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)? + "\n";
-    if path == Path::new("-") {
-        return print(&text);
-    }
-    fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
-}
-
-fn print(text: &str) -> Result<()> {
-    io::stdout()
-        .lock()
-        .write_all(text.as_bytes())
-        .context("standard output is gone")
 }

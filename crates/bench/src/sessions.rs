@@ -4,27 +4,28 @@
 //! a time; then they are asked, at random. What is timed is the time to the first token of an ask, from `push`, whatever has to
 //! come back for it. Start at [`run`].
 
-mod disk;
-
 use std::{
     collections::HashMap,
-    io::{self, Write as _},
+    io::Write,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use engine::{
-    Chosen, Command, Config, DocumentId, Engine, Event, RequestId, Sampling, Seq, SessionId,
-    Strategy, TenantId, TokenId,
-};
+use engine::{Chosen, Config, DocumentId, Event, Part, RequestId, SessionId, TokenId};
 use serde::Serialize;
 
-use self::disk::Disk;
-use crate::machine::{self, Machine};
+use crate::{
+    driver::Driver,
+    machine::{self, Machine},
+    output::{progress, write_json},
+    serve::figures::Spread,
+};
 
-/// Sessions that are told something at once.
+/// Sessions that are told something at once, where the states that they may come to hold fit.
 const TOLD_AT_ONCE: usize = 16;
+/// States that a session may come to hold while it is told one document.
+const STATES_TOLD: usize = 5;
 /// Tokens of a question.
 const QUESTION: usize = 12;
 /// Active sessions of a sweep, in slots.
@@ -57,6 +58,10 @@ pub struct Args {
     /// Asks under way at once.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
     pub at_once: u16,
+    /// Asks name a part of their session's context, as questions that the server chooses sentences for do: their core is made of what single
+    /// tokens wrote.
+    #[arg(long)]
+    pub named: bool,
     /// Tokens of an answer.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     pub answer_tokens: u16,
@@ -67,7 +72,7 @@ pub struct Args {
     #[arg(long)]
     pub state_bytes: Option<usize>,
     /// Bytes of snapshots for each token of a session from which on it is read again instead; 0 keeps none.
-    #[arg(long, default_value_t = 32 << 10)]
+    #[arg(long, default_value_t = 128 << 10)]
     pub snapshot_bytes_per_token: usize,
     /// Bytes of snapshots on disk.
     #[arg(long, default_value_t = 4 << 30)]
@@ -84,6 +89,7 @@ struct Report {
     model: String,
     context_tokens: (u16, u16),
     zipf: f64,
+    named: bool,
     at_once: u16,
     answer_tokens: u16,
     snapshot_bytes_per_token: usize,
@@ -127,190 +133,129 @@ pub fn run(args: &Args, model: &Path, generator: Option<&Path>, threads: usize) 
     }
     let generator = generator.context("there is no generator: nothing can be told")?;
     let machine = Machine::here(threads);
-    let mut runs = Vec::new();
-    let mut name = String::new();
-    let mut times = SWEEP.into_iter().filter(|_| args.sweep);
-    loop {
-        let next = times.next();
-        if args.sweep && next.is_none() {
-            break;
-        }
-        let mut bench = Bench::load(args, model, generator)?;
-        name = bench.engine.model().digest.clone();
-        let count = match next {
-            Some(times) => ((bench.slots as f64 * times) as usize).max(1),
-            None => args.sessions as usize,
-        };
-        runs.push(bench.run(args, count)?);
-        if next.is_none() {
-            break;
-        }
+    let mut config = Config {
+        snapshot_bytes_per_token: args.snapshot_bytes_per_token,
+        max_sessions: 1 << 20,
+        prefix_cache: false,
+        ..Config::default()
+    };
+    if let Some(bytes) = args.state_bytes {
+        config.state_budget_bytes = bytes;
     }
+    let probe = Driver::load(model, Some(generator), config.clone())?;
+    let (name, core) = (probe.model().digest.clone(), probe.core_bytes().max(1));
+    drop(probe);
+    if let Some(slots) = args.slots {
+        config.core_budget_bytes = core.saturating_mul(slots as usize);
+    }
+    let slots = config.core_budget_bytes / core;
+    let counts: Vec<usize> = if args.sweep {
+        let times = |times| ((slots as f64 * times) as usize).max(1);
+        SWEEP.into_iter().map(times).collect()
+    } else {
+        vec![args.sessions as usize]
+    };
+    // Each as it is done; beside JSON, for people.
+    let mut table = progress(args.json.as_deref());
+    writeln!(table, "{HEAD}")?;
+    let mut runs = Vec::new();
+    for count in counts {
+        let mut driver = Driver::load(model, Some(generator), config.clone())?;
+        driver.keep(&args.snapshots, args.disk_bytes)?;
+        let run = Bench {
+            driver,
+            random: Random(1),
+            sessions: Vec::new(),
+        }
+        .run(args, count, slots)?;
+        writeln!(table, "{}", run.row())?;
+        runs.push(run);
+    }
+    let Some(path) = &args.json else {
+        return Ok(());
+    };
     let report = Report {
         machine,
         commit: machine::commit(),
         model: name,
         context_tokens: (args.context_from, args.context_to),
         zipf: args.zipf,
+        named: args.named,
         at_once: args.at_once,
         answer_tokens: args.answer_tokens,
         snapshot_bytes_per_token: args.snapshot_bytes_per_token,
         runs,
     };
-    let text = match &args.json {
-        Some(_) => serde_json::to_string_pretty(&report)? + "\n",
-        None => table(&report),
-    };
-    match args.json.as_deref().filter(|path| *path != Path::new("-")) {
-        Some(path) => {
-            std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
-        }
-        None => io::stdout()
-            .write_all(text.as_bytes())
-            .context("writing to standard output"),
+    write_json(path, &report)
+}
+
+const HEAD: &str = "sessions  slots  created s  asks  TTFT p50 ms  p99 ms  tokens/s  hits  disk  read again  slots MB  host MB  disk MB  RSS MB";
+
+impl Run {
+    fn row(&self) -> String {
+        let mb = |bytes: u64| bytes / 1_000_000;
+        format!(
+            "{:8}  {:5}  {:9.1}  {:4}  {:11.1}  {:6.1}  {:8.1}  {:4}  {:4}  {:10}  {:8}  {:7}  {:7}  {:6}",
+            self.sessions,
+            self.slots,
+            self.created_s,
+            self.asks,
+            self.ttft_p50_ms,
+            self.ttft_p99_ms,
+            self.tokens_per_s,
+            self.hits,
+            self.from_disk,
+            self.read_again,
+            mb(self.slot_bytes as u64),
+            mb(self.host_bytes as u64),
+            mb(self.disk_bytes),
+            mb(self.resident_bytes),
+        )
     }
 }
 
-fn table(report: &Report) -> String {
-    let mut text = String::from(
-        "sessions  slots  created s  asks  TTFT p50 ms  p99 ms  tokens/s  hits  disk  read again  slots MB  host MB  disk MB  RSS MB\n",
-    );
-    let mb = |bytes: u64| bytes / 1_000_000;
-    for run in &report.runs {
-        text.push_str(&format!(
-            "{:8}  {:5}  {:9.1}  {:4}  {:11.1}  {:6.1}  {:8.1}  {:4}  {:4}  {:10}  {:8}  {:7}  {:7}  {:6}\n",
-            run.sessions,
-            run.slots,
-            run.created_s,
-            run.asks,
-            run.ttft_p50_ms,
-            run.ttft_p99_ms,
-            run.tokens_per_s,
-            run.hits,
-            run.from_disk,
-            run.read_again,
-            mb(run.slot_bytes as u64),
-            mb(run.host_bytes as u64),
-            mb(run.disk_bytes),
-            mb(run.resident_bytes),
-        ));
-    }
-    text
-}
-
-/// An engine with its disk.
+/// An engine with its disk, and what its sessions were told: as many tokens each.
 struct Bench {
-    engine: Engine,
-    disk: Disk,
-    slots: usize,
+    driver: Driver,
     random: Random,
-    vocab: u64,
-    events: Vec<Event>,
+    sessions: Vec<(SessionId, usize)>,
+}
+
+/// What came of asking.
+struct Asked {
+    first: Vec<Duration>,
+    took: Duration,
+    tokens: usize,
 }
 
 impl Bench {
-    fn load(args: &Args, model: &Path, generator: &Path) -> Result<Self> {
-        let load = |config| {
-            Engine::load(model, Some(generator), config).context("the engine does not load")
-        };
-        let mut config = Config {
-            snapshot_bytes_per_token: args.snapshot_bytes_per_token,
-            max_sessions: 1 << 20,
-            prefix_cache: false,
-            ..Config::default()
-        };
-        if let Some(bytes) = args.state_bytes {
-            config.state_budget_bytes = bytes;
-        }
-        let probe = load(config.clone())?;
-        let core = probe.core_bytes().max(1);
-        let info = probe.model().clone();
-        drop(probe);
-        if let Some(slots) = args.slots {
-            config.core_budget_bytes = core.saturating_mul(slots as usize);
-        }
-        let slots = config.core_budget_bytes / core;
-        let made_with = info
-            .generator
-            .as_ref()
-            .map_or("", |generator| &generator.digest);
-        Ok(Self {
-            engine: load(config)?,
-            disk: Disk::start(&args.snapshots, args.disk_bytes, &info.digest, made_with)?,
-            slots,
-            random: Random(1),
-            vocab: info.vocab as u64,
-            events: Vec::new(),
-        })
-    }
-
     fn tokens(&mut self, count: usize) -> Vec<TokenId> {
-        let vocab = self.vocab;
+        let vocab = self.driver.model().vocab as u64;
         let token = |_| TokenId(u32::try_from(self.random.below(vocab)).unwrap_or(0));
         (0..count).map(token).collect()
     }
 
-    fn push(&mut self, command: Command) -> Result<()> {
-        self.engine
-            .push(command)
-            .ok()
-            .context("a queue of the engine is full")
-    }
-
-    /// One step, or a wait for the disk; hands what the engine asks of the disk on.
-    fn step(&mut self) -> Result<Vec<Event>> {
-        if self.engine.idle() && self.engine.waits() {
-            let answer = self.disk.wait()?;
-            self.push(answer)?;
-        }
-        for answer in self.disk.answers() {
-            self.push(answer)?;
-        }
-        let mut events = std::mem::take(&mut self.events);
-        self.engine
-            .step(Instant::now, &mut events)
-            .context("the engine broke")?;
-        let mut seen = Vec::with_capacity(events.len());
-        for event in events.drain(..) {
-            match event {
-                Event::Save { .. } | Event::Wanted { .. } => self.disk.ask(event)?,
-                Event::Failed { error, .. } => bail!("a request failed: {error}"),
-                Event::SessionFailed { error, .. } => bail!("a session failed: {error}"),
-                event => seen.push(event),
-            }
-        }
-        self.events = events;
-        Ok(seen)
-    }
-
-    fn run(&mut self, args: &Args, count: usize) -> Result<Run> {
+    fn run(mut self, args: &Args, count: usize, slots: usize) -> Result<Run> {
         let begun = Instant::now();
         self.create(args, count)?;
         let created = begun.elapsed();
         let resident_bytes_created = resident();
-        let before = self.engine.usage().tiers;
+        let before = self.driver.usage().tiers;
         let asks = args.asks.map_or(count, |asks| asks as usize);
-        let (mut times, asked, tokens) = self.ask(args, count, asks)?;
-        times.sort_unstable();
-        let at = |part: f64| {
-            let index =
-                ((times.len() as f64 * part).ceil() as usize).clamp(1, times.len().max(1)) - 1;
-            times
-                .get(index)
-                .map_or(0.0, |time: &Duration| time.as_secs_f64() * 1e3)
-        };
-        let tiers = self.engine.usage().tiers;
-        let (disk_files, disk_bytes) = self.disk.kept();
+        let asked = self.ask(args, asks)?;
+        let first = Spread::new(asked.first);
+        let tiers = self.driver.usage().tiers;
+        let (disk_files, disk_bytes) = self.driver.kept();
         Ok(Run {
             sessions: count,
-            slots: self.slots,
+            slots,
             created_s: created.as_secs_f64(),
             resident_bytes_created,
             asks,
-            asked_s: asked.as_secs_f64(),
-            ttft_p50_ms: at(0.5),
-            ttft_p99_ms: at(0.99),
-            tokens_per_s: tokens as f64 / asked.as_secs_f64().max(f64::MIN_POSITIVE),
+            asked_s: asked.took.as_secs_f64(),
+            ttft_p50_ms: first.percentile(50.0),
+            ttft_p99_ms: first.percentile(99.0),
+            tokens_per_s: asked.tokens as f64 / asked.took.as_secs_f64().max(f64::MIN_POSITIVE),
             hits: tiers.hits - before.hits,
             misses: tiers.misses - before.misses,
             from_disk: tiers.promoted_disk - before.promoted_disk,
@@ -326,52 +271,50 @@ impl Bench {
         })
     }
 
-    /// Sessions 0 .. count, each told one document, until a version holds it.
+    /// Sessions that are each told one document, until a version holds it, some at a time.
     fn create(&mut self, args: &Args, count: usize) -> Result<()> {
-        let window = self
-            .engine
-            .model()
-            .generator
-            .as_ref()
-            .map_or(0, |generator| generator.window);
-        let (mut next, mut under_way) = (0, 0);
-        while next < count || under_way > 0 {
-            while under_way < TOLD_AT_ONCE && next < count {
-                let session = SessionId(next as u64);
-                let span = u64::from(args.context_to - args.context_from) + 1;
+        let generator = self.driver.model().generator.as_ref();
+        let state = generator.map_or(1, |generator| generator.state_bytes.max(1));
+        let fit = Config::default().state_budget_bytes;
+        let fit = args.state_bytes.unwrap_or(fit) / STATES_TOLD / state;
+        while self.sessions.len() < count {
+            let some = TOLD_AT_ONCE
+                .min(fit.max(1))
+                .min(count - self.sessions.len());
+            let span = u64::from(args.context_to - args.context_from) + 1;
+            let mut documents = Vec::with_capacity(some);
+            for _ in 0..some {
                 let length = u64::from(args.context_from) + self.random.below(span);
-                let tokens = self.tokens(usize::try_from(length)?);
-                self.push(Command::Open {
-                    session,
-                    tenant: TenantId::default(),
-                    strategy: Strategy::Parallel,
-                    window,
-                })?;
-                self.push(Command::Ingest {
-                    session,
-                    seq: Seq(1),
-                    document: DocumentId(1),
-                    tokens,
-                    end_of_document: true,
-                })?;
-                (next, under_way) = (next + 1, under_way + 1);
+                documents.push(self.tokens(usize::try_from(length)?));
             }
-            for event in self.step()? {
-                if matches!(&event, Event::Applied { newest, .. } if newest.seq == Seq(1)) {
-                    under_way -= 1;
-                }
-            }
+            let told: Vec<&[TokenId]> = documents.iter().map(Vec::as_slice).collect();
+            let (sessions, _) = self.driver.ingest(&told)?;
+            let lengths = told.iter().map(|document| document.len());
+            self.sessions.extend(sessions.into_iter().zip(lengths));
         }
         Ok(())
     }
 
-    /// Asks about random sessions; the times to the first tokens, the time of all, and tokens drawn.
-    fn ask(
-        &mut self,
-        args: &Args,
-        count: usize,
-        asks: usize,
-    ) -> Result<(Vec<Duration>, Duration, usize)> {
+    /// What an ask about a session of so many tokens names: the second quarter of them.
+    fn chosen(args: &Args, length: usize) -> Chosen {
+        if !args.named {
+            return Chosen::default();
+        }
+        let named = length / 4..(length / 2).max(length / 4 + 1);
+        let part = Part {
+            document: DocumentId(1),
+            tokens: vec![named],
+            around: Vec::new(),
+        };
+        Chosen {
+            parts: vec![part],
+            beside: 0.0,
+        }
+    }
+
+    /// Asks about random sessions.
+    fn ask(&mut self, args: &Args, asks: usize) -> Result<Asked> {
+        let count = self.sessions.len();
         let mut chances = Vec::with_capacity(count);
         let mut sum = 0.0;
         for rank in 1..=count {
@@ -379,7 +322,7 @@ impl Bench {
             chances.push(sum);
         }
         // The popular ones are not those that were told last.
-        let mut order: Vec<u64> = (0..count as u64).collect();
+        let mut order: Vec<usize> = (0..count).collect();
         for index in (1..order.len()).rev() {
             let other = usize::try_from(self.random.below(index as u64 + 1))?;
             order.swap(index, other);
@@ -387,41 +330,38 @@ impl Bench {
         let begun = Instant::now();
         let (mut sent, mut ended, mut tokens) = (0, 0, 0);
         let mut waiting: HashMap<RequestId, Instant> = HashMap::new();
-        let mut times = Vec::with_capacity(asks);
+        let mut first = Vec::with_capacity(asks);
         while ended < asks {
             while sent < asks && sent - ended < usize::from(args.at_once) {
                 let at = self.random.unit() * sum;
                 let rank = chances
                     .partition_point(|chance| *chance < at)
                     .min(count - 1);
-                let request = RequestId(sent as u64);
                 let prompt = self.tokens(QUESTION);
-                self.push(Command::Generate {
-                    request,
-                    tenant: TenantId::default(),
-                    session: Some(SessionId(order[rank])),
-                    adapter_scale: 1.0,
-                    chosen: Chosen::default(),
-                    prompt,
-                    max_tokens: args.answer_tokens.into(),
-                    sampling: Sampling::default(),
-                    eos: Vec::new(),
-                })?;
-                waiting.insert(request, Instant::now());
+                let (session, length) = self.sessions[order[rank]];
+                let chosen = Self::chosen(args, length);
+                let (now, most) = (Instant::now(), args.answer_tokens.into());
+                let request = self.driver.generate(Some(session), chosen, &prompt, most)?;
+                waiting.insert(request, now);
                 sent += 1;
             }
-            for event in self.step()? {
+            self.driver.step(|event| {
                 match event {
                     Event::Token { request, .. } => {
                         tokens += 1;
-                        times.extend(waiting.remove(&request).map(|pushed| pushed.elapsed()));
+                        first.extend(waiting.remove(request).map(|pushed| pushed.elapsed()));
                     }
                     Event::Finished { .. } => ended += 1,
                     _ => {}
                 }
-            }
+                Ok(())
+            })?;
         }
-        Ok((times, begun.elapsed(), tokens))
+        Ok(Asked {
+            first,
+            took: begun.elapsed(),
+            tokens,
+        })
     }
 }
 

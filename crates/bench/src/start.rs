@@ -4,12 +4,11 @@
 //! find the model's file outside of the file cache, is not counted. Start at [`run`].
 
 use std::{
-    io::{self, Write as _},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use imprint_client::{
     Client, IngestOptions, Options, prompt,
     v1::{CreateSessionRequest, GenerateRequest},
@@ -103,7 +102,7 @@ pub async fn run(args: &Args, flags: &[String]) -> Result<()> {
             "machine": machine,
             "figures": figures,
         });
-        return crate::serve::write_json(path, &value);
+        return crate::output::write_json(path, &value);
     }
     let mut text = format!(
         "{}, commit {}, {} starts\n{:<28} {:>9} {:>9} {:>9}\n",
@@ -120,10 +119,7 @@ pub async fn run(args: &Args, flags: &[String]) -> Result<()> {
         let (least, most) = (values[0], values[values.len() - 1]);
         text += &format!("{name:<28} {median:>9.1} {least:>9.1} {most:>9.1}\n");
     }
-    io::stdout()
-        .lock()
-        .write_all(text.as_bytes())
-        .context("standard output is gone")
+    crate::output::print(&text)
 }
 
 async fn once(flags: &[String]) -> Result<Started> {

@@ -9,7 +9,7 @@ use engine::{Command, Event, Need, Snapshot};
 use store::{Key, Snapshots};
 
 /// The way to the thread.
-pub(super) struct Disk {
+pub(crate) struct Disk {
     jobs: mpsc::Sender<Event>,
     done: mpsc::Receiver<Done>,
     kept: (usize, u64),
@@ -20,7 +20,7 @@ type Done = (Command, (usize, u64));
 
 impl Disk {
     /// Keeps at most so many bytes in a folder, of what was made with a base and a generator of these digests.
-    pub(super) fn start(dir: &Path, bytes: u64, base: &str, generator: &str) -> Result<Self> {
+    pub(crate) fn start(dir: &Path, bytes: u64, base: &str, generator: &str) -> Result<Self> {
         let mut snapshots = Snapshots::open(dir, bytes, base, generator)?;
         let (jobs, work) = mpsc::channel();
         let (answers, done) = mpsc::channel();
@@ -46,11 +46,11 @@ impl Disk {
     }
 
     /// Files and bytes that are kept, as of the last answer.
-    pub(super) fn kept(&self) -> (usize, u64) {
+    pub(crate) fn kept(&self) -> (usize, u64) {
         self.kept
     }
 
-    pub(super) fn ask(&self, event: Event) -> Result<()> {
+    pub(crate) fn ask(&self, event: Event) -> Result<()> {
         self.jobs
             .send(event)
             .ok()
@@ -58,13 +58,13 @@ impl Disk {
     }
 
     /// The answers that are there.
-    pub(super) fn answers(&mut self) -> Vec<Command> {
+    pub(crate) fn answers(&mut self) -> Vec<Command> {
         let done: Vec<Done> = self.done.try_iter().collect();
         done.into_iter().map(|done| self.note(done)).collect()
     }
 
     /// The next answer.
-    pub(super) fn wait(&mut self) -> Result<Command> {
+    pub(crate) fn wait(&mut self) -> Result<Command> {
         let done = self
             .done
             .recv()
