@@ -10,9 +10,9 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tonic::transport::Channel;
+use tonic::{Code, Request, transport::Channel};
 
-use crate::support::{ENDLESS, Ingest, World, adapter, ask, chunk};
+use crate::support::{ENDLESS, Ingest, World, adapter, ask, chunk, collect};
 
 /// How long a gauge may take to be what it must.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -173,4 +173,72 @@ async fn clients_that_say_nothing_keep_metrics_from_nobody_for_long() {
         silent.push(TcpStream::connect(address).await.unwrap());
     }
     until(&world, |now| now.contains_key("imprint:num_sessions")).await;
+}
+
+/// Streams that are opened and never read.
+const UNREAD: usize = 1000;
+/// Bytes that one of them may take, here as server and client together.
+const UNREAD_BYTES: f64 = 400_000.0;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_answers_that_nobody_reads_take_bounded_memory_and_keep_nobody_else() {
+    let keys = [("crowd", "0123456789abcdef"), ("other", "fedcba9876543210")];
+    let world = World::tiny_with(|config| {
+        config.metrics.listen = Some(([127, 0, 0, 1], 0).into());
+        config.keys = keys
+            .map(|(tenant, key)| (key.to_owned(), tenant.to_owned()))
+            .into();
+    })
+    .await;
+    let with = |key: &str, max_tokens| {
+        let mut request = Request::new(v1::GenerateRequest {
+            logprobs: true,
+            top_logprobs: 20,
+            ..ask("hello", max_tokens)
+        });
+        let bearer = format!("Bearer {key}").parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        request
+    };
+    let endpoint = format!("http://{}", world.running.address());
+    let connect = || async {
+        let endpoint = Channel::from_shared(endpoint.clone()).unwrap();
+        let endpoint = endpoint.initial_stream_window_size(65_535);
+        GenerationServiceClient::new(endpoint.connect().await.unwrap())
+    };
+    let warm = world.answers().generate(with(keys[1].1, 200)).await;
+    collect(warm.unwrap().into_inner()).await.unwrap();
+    let bytes = |now: &BTreeMap<String, f64>| now["process_resident_memory_bytes"];
+    let before = bytes(&scrape(&world).await);
+
+    let (mut unread, mut refused) = (Vec::new(), 0);
+    for _ in 0..UNREAD / 200 {
+        let mut client = connect().await;
+        for _ in 0..200 {
+            match client.generate(with(keys[0].1, 200)).await {
+                Ok(answer) => unread.push(answer.into_inner()),
+                Err(status) => {
+                    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    // A tenant has a part of the places; nobody reads, so nobody gives one back.
+    assert_eq!(unread.len() + refused, UNREAD);
+    assert!((100..256).contains(&unread.len()), "{}", unread.len());
+    let other = world.answers().generate(with(keys[1].1, 200)).await;
+    collect(other.unwrap().into_inner()).await.unwrap();
+    let done = until(&world, |now| {
+        now["imprint:num_requests_running"] == 0.0 && now["imprint:num_requests_waiting"] == 0.0
+    })
+    .await;
+    let grown = bytes(&done) - before;
+    assert!(grown < unread.len() as f64 * UNREAD_BYTES, "{grown}");
+
+    drop(unread);
+    until(&world, |now| now[IN_FLIGHT[1]] == 0.0).await;
+    let again = world.answers().generate(with(keys[0].1, 2)).await;
+    collect(again.unwrap().into_inner()).await.unwrap();
+    world.end().await;
 }

@@ -139,6 +139,34 @@ fn an_idle_engine_has_told_its_last_usage() {
 }
 
 #[test]
+fn what_the_engine_says_of_its_load_stands_in_the_text() {
+    let metrics = Metrics::new("tiny");
+    metrics.set_usage(Usage {
+        blocks: 8,
+        free_blocks: 6,
+        kept_blocks: 2,
+        queued: 5,
+        preempted: 7,
+        prompt_tokens: 90,
+        cached_tokens: 30,
+        wait: Duration::from_millis(1500),
+        ..Usage::default()
+    });
+    let text = metrics.text();
+    let samples = samples(&text);
+    let of = |name: &str| samples[format!("imprint:{name}").as_str()];
+    let names = [
+        "num_requests_waiting",
+        "num_preemptions_total",
+        "prefix_cache_queries_total",
+        "prefix_cache_hits_total",
+        "prefix_cache_usage_perc",
+        "request_wait_estimate_seconds",
+    ];
+    assert_eq!(names.map(of), [5.0, 7.0, 90.0, 30.0, 0.25, 1.5]);
+}
+
+#[test]
 fn the_text_is_what_prometheus_reads() {
     let metrics = Metrics::new("a \"quoted\\ name\n");
     metrics.ended(End::Abort);

@@ -100,6 +100,21 @@ impl Metrics {
             taken as f64 / usage.blocks.max(1) as f64,
         );
         page.gauge(
+            "imprint:prefix_cache_usage_perc",
+            "Share of the KV cache's blocks that nobody holds and that are kept for prompts that begin alike.",
+            usage.kept_blocks as f64 / usage.blocks.max(1) as f64,
+        );
+        page.counter(
+            "imprint:num_preemptions_total",
+            "How many times a running request gave up its blocks, to be computed again.",
+            usage.preempted,
+        );
+        page.gauge(
+            "imprint:request_wait_estimate_seconds",
+            "How long a request that came now would wait until its prompt is read, by what was measured; requests with less time are refused.",
+            usage.wait.as_secs_f64(),
+        );
+        page.gauge(
             "imprint:num_sessions",
             "Sessions that the engine holds.",
             usage.sessions,

@@ -8,8 +8,9 @@ use engine::{
 };
 use tokio::sync::mpsc;
 
-use super::{Attach, HELD, Link, Machine, Message, Reply, Worker};
+use super::{HELD, Machine, Worker};
 use crate::{
+    engine_thread::{Attach, Link, Message, Reply},
     metrics::{Metrics, Watch},
     states::{Account, States},
 };
