@@ -54,8 +54,14 @@ fn write(generator: &Generator, x: &Tensor, h: &Tensor) -> Window {
 }
 
 fn generator(c: &mut Criterion) {
+    in_profile(c, "all_sites", false);
+    in_profile(c, "all_sites_in_8_bits", true);
+}
+
+fn in_profile(c: &mut Criterion, name: &str, rounds: bool) {
     let folder = testkit::repository_root().join("models/smollm2-135m-instruct");
     let generator = Generator::load(&folder, &BASE).expect("the shipped generator");
+    let generator = generator.rounded(|_| rounds);
     let (x, h) = (
         noise(1, WINDOW, BASE.intermediate),
         noise(2, WINDOW, BASE.hidden),
@@ -66,7 +72,7 @@ fn generator(c: &mut Criterion) {
         .expect("a window of this generator");
     let core = generator.read_out(&state).expect("a core");
 
-    let mut group = c.benchmark_group("all_sites");
+    let mut group = c.benchmark_group(name);
     group
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use half::bf16;
+use kernels::Linear;
 
 use crate::{
+    config::ReadOut,
     cores::{Core, SiteCore},
     error::Error,
     generator::Generator,
@@ -38,6 +40,16 @@ impl Core {
                     put_matrix(out, u)?;
                     put_matrix(out, v)?;
                 }
+                SiteCore::Rounded(n) => {
+                    out.push(3);
+                    put(out, n.out_features());
+                    put(out, n.in_features());
+                    let bytes = n
+                        .rounded_bytes()
+                        .ok_or_else(|| broken("a core of another format"))?;
+                    put(out, bytes.len());
+                    out.extend_from_slice(bytes);
+                }
             }
         }
         Ok(())
@@ -55,6 +67,12 @@ impl Core {
                 u: take_matrix(bytes)?,
                 v: take_matrix(bytes)?,
             }),
+            [3] => {
+                let (r2, r1) = (take_number(bytes)?, take_number(bytes)?);
+                let count = take_number(bytes)?;
+                let raw = take_slice(bytes, count, 1)?;
+                Ok(SiteCore::Rounded(Linear::of_rounded_bytes(raw, r2, r1)?))
+            }
             [_] => Err(broken("a site's core of no known form")),
         });
         Ok(Self {
@@ -174,6 +192,7 @@ impl Generator {
             Ok(match core {
                 SiteCore::Zero => None,
                 SiteCore::Dense(n) => Some(n.dims2()?),
+                SiteCore::Rounded(n) => Some((n.in_features(), n.out_features())),
                 SiteCore::LowRank { u, v } => {
                     let ((r1, q), (r2, same)) = (u.dims2()?, v.dims2()?);
                     Some((r1, if q == same { r2 } else { usize::MAX }))
@@ -239,11 +258,15 @@ impl Generator {
 
     /// The most bytes that a core of this generator takes.
     pub fn core_bytes(&self) -> usize {
-        let floats = self.sites().iter().map(|site| {
+        let bytes = self.sites().iter().map(|site| {
             let (r1, r2, rank) = site.ranks();
-            (rank * (r1 + r2)).min(r1 * r2)
+            let dense = rank * (r1 + r2) >= r1 * r2 && self.config().read_out != ReadOut::Svd;
+            match Linear::rounded_size(r2, r1).filter(|_| dense && site.rounds()) {
+                Some(bytes) => bytes,
+                None => (rank * (r1 + r2)).min(r1 * r2) * size_of::<f32>(),
+            }
         });
-        floats.sum::<usize>() * size_of::<f32>()
+        bytes.sum()
     }
 
     /// Bytes that a token takes in a trace, if it writes.
@@ -336,6 +359,10 @@ impl Core {
         for site in sites {
             let tensors = match site {
                 SiteCore::Zero => vec![],
+                SiteCore::Rounded(n) => {
+                    done &= n.scrub();
+                    vec![]
+                }
                 SiteCore::Dense(n) => vec![&*n],
                 SiteCore::LowRank { u, v } => vec![&*u, &*v],
             };

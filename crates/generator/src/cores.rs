@@ -1,12 +1,12 @@
 //! A core: what serving needs of a state.
 //!
-//! Per site the matrix N [R1, R2], or its factors U [R1, q], V [R2, q] where they are smaller, or nothing at
-//! all where N is zero. Immutable and shared; made by a read-out, applied by [`crate::Site::delta`].
+//! Per site the matrix N [R1, R2], or its factors U [R1, q], V [R2, q] where they are smaller, or N in 8 bits where the
+//! site rounds, or nothing at all where N is zero. Immutable and shared; made by a read-out, applied by [`crate::Site::delta`].
 
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use kernels::CoreView;
+use kernels::{CoreView, Linear};
 
 use crate::{error::Error, generator::Generator};
 
@@ -19,6 +19,23 @@ pub(crate) enum SiteCore {
     Dense(Tensor),
     /// N = U Vᵀ, u [R1, q], v [R2, q].
     LowRank { u: Tensor, v: Tensor },
+    /// Nᵀ [R2, R1] in 8 bits, of a site that rounds.
+    Rounded(Linear),
+}
+
+impl SiteCore {
+    /// A dense N in 8 bits, where its columns are whole blocks; others stay as they are.
+    pub(crate) fn rounded(self) -> Result<Self, Error> {
+        let Self::Dense(n) = &self else {
+            return Ok(self);
+        };
+        let rounded = Linear::from_tensor(&n.t()?)?.rounded(); // Nᵀ [R2, R1]
+        Ok(if rounded.rounds_activations() {
+            Self::Rounded(rounded)
+        } else {
+            self
+        })
+    }
 }
 
 /// One site's part of a core as plain numbers, row by row.
@@ -91,12 +108,13 @@ pub struct Core {
 impl Core {
     /// Bytes of its tensors.
     pub fn bytes(&self) -> usize {
-        let floats = |core: &SiteCore| match core {
+        let bytes = |core: &SiteCore| match core {
             SiteCore::Zero => 0,
-            SiteCore::Dense(n) => n.elem_count(),
-            SiteCore::LowRank { u, v } => u.elem_count() + v.elem_count(),
+            SiteCore::Dense(n) => n.elem_count() * size_of::<f32>(),
+            SiteCore::LowRank { u, v } => (u.elem_count() + v.elem_count()) * size_of::<f32>(),
+            SiteCore::Rounded(n) => n.bytes(),
         };
-        self.sites.iter().map(floats).sum::<usize>() * size_of::<f32>()
+        self.sites.iter().map(bytes).sum()
     }
 
     /// Whether it is the bare model: no site does anything.
@@ -113,6 +131,7 @@ impl Core {
             SiteCore::Zero => None,
             SiteCore::Dense(n) => Some(n.clone()),
             SiteCore::LowRank { u, v } => Some(u.matmul(&v.t()?)?),
+            SiteCore::Rounded(n) => Some(n.dequantize()?.t()?.contiguous()?),
         })
     }
 
@@ -123,7 +142,7 @@ impl Core {
     pub fn low_rank(&self, site: usize) -> Result<Option<(&Tensor, &Tensor)>, Error> {
         Ok(match self.site(site)? {
             SiteCore::LowRank { u, v } => Some((u, v)),
-            SiteCore::Zero | SiteCore::Dense(_) => None,
+            SiteCore::Zero | SiteCore::Dense(_) | SiteCore::Rounded(_) => None,
         })
     }
 
@@ -133,6 +152,7 @@ impl Core {
             SiteCore::Zero => None,
             SiteCore::Dense(n) => Some(CoreView::Dense(n)),
             SiteCore::LowRank { u, v } => Some(CoreView::LowRank { u, v }),
+            SiteCore::Rounded(n) => Some(CoreView::Rounded(n)),
         })
     }
 

@@ -46,8 +46,12 @@ fn lora(
     core: &SiteCore,
     read_out: ReadOut,
 ) -> Result<Option<(Tensor, Tensor)>, Error> {
+    if let SiteCore::Rounded(n) = core {
+        let n = n.dequantize()?.t()?; // [R1, R2]
+        return lora(site, &SiteCore::Dense(n), read_out);
+    }
     let (a1, b) = match core {
-        SiteCore::Zero => return Ok(None),
+        SiteCore::Zero | SiteCore::Rounded(_) => return Ok(None),
         SiteCore::Dense(_) | SiteCore::LowRank { .. } => {
             (site.a1.dequantize()?, site.b.dequantize()?)
         } // [R1, Din], [Dout, R2]
@@ -56,7 +60,7 @@ fn lora(
         Ok(Some((u.t()?.matmul(&a1)?, b.matmul(v)?)))
     };
     match core {
-        SiteCore::Zero => Ok(None),
+        SiteCore::Zero | SiteCore::Rounded(_) => Ok(None),
         SiteCore::LowRank { u, v } => factored(u, v),
         SiteCore::Dense(n) if read_out == ReadOut::Svd => {
             // All kept singular values are 1: the rank is found again exactly.

@@ -73,6 +73,22 @@ impl Generator {
         })
     }
 
+    /// The same generator, computing in integers at the sites that `rounds` names: maps and dense cores in 8 bits, activations in
+    /// int8, wherever inputs are whole blocks of 32. For bases whose linears do the same; what it adds differs from the f32
+    /// form's by about the rounding of the base's own products.
+    #[must_use]
+    pub fn rounded(mut self, rounds: impl Fn(SiteId) -> bool) -> Self {
+        let round = |site: Site| {
+            if rounds(site.id) {
+                site.rounded()
+            } else {
+                site
+            }
+        };
+        self.sites = self.sites.into_iter().map(round).collect();
+        self
+    }
+
     /// The parsed adapter_config.json.
     pub fn config(&self) -> &Config {
         &self.config

@@ -86,7 +86,12 @@ pub(crate) fn read_out(
             }
         }
     };
-    core.to_tensors()?.ok_or_else(not_finite)
+    let core = core.to_tensors()?.ok_or_else(not_finite)?;
+    if site.rounds() {
+        core.rounded()
+    } else {
+        Ok(core)
+    }
 }
 
 /// A core before it becomes tensors.

@@ -211,6 +211,28 @@ impl Site {
         (self.a1.out_features(), self.b.in_features(), self.max_rank)
     }
 
+    /// Whether it computes in integers, and its cores are kept in 8 bits.
+    pub fn rounds(&self) -> bool {
+        self.a1.rounds_activations()
+    }
+
+    /// The same network with its maps in 8 bits, times activations in int8.
+    pub(crate) fn rounded(mut self) -> Self {
+        self.a1 = self.a1.rounded();
+        self.b = self.b.rounded();
+        self.writer = match self.writer {
+            Writer::Published { a2, a3 } => Writer::Published {
+                a2: a2.rounded(),
+                a3: a3.rounded(),
+            },
+            Writer::Associative { a3, a3n } => Writer::Associative {
+                a3: a3.rounded(),
+                a3n: a3n.rounded(),
+            },
+        };
+        self
+    }
+
     /// The delta to add to y: (alpha / R2) scale B Nᵀ A1 x with each row's own N, [T, Dout]; 0 for rows that no
     /// entry names; `None` if no row has a core that does anything. x [T, Din], contiguous f32; `index` of this
     /// site in [`crate::Generator::sites`]. Rows do not touch each other: a row's delta is the same, bit for

@@ -164,6 +164,24 @@ fn imprint(criterion: &mut Criterion) {
         let a = random((8, r));
         b.iter(|| apply_cores(black_box(&a), &rows, r).unwrap());
     });
+    let rounded: Vec<_> = cores
+        .iter()
+        .map(|n| Linear::from_tensor(&n.t().unwrap()).unwrap().rounded())
+        .collect();
+    group.bench_function("apply_cores, 8 rows of 8 cores in 8 bits", |b| {
+        let rows: Vec<_> = rounded
+            .iter()
+            .enumerate()
+            .map(|(start, n)| CoreRows {
+                start,
+                len: 1,
+                core: CoreView::Rounded(n),
+                scale: 1.0,
+            })
+            .collect();
+        let a = random((8, r));
+        b.iter(|| apply_cores(black_box(&a), &rows, r).unwrap());
+    });
     group.finish();
 }
 

@@ -19,6 +19,8 @@ pub enum WeightFormat {
     BF16,
     /// 8-bit codes, 32 a block, one f16 scale.
     Q8_0,
+    /// 8-bit codes, 32 a block, one f32 scale: in no file, what [`crate::Linear::rounded`] makes.
+    Q8,
     /// 4-bit codes around 8, 32 a block, one f16 scale.
     Q4_0,
     /// 4-bit codes, 32 a block, f16 scale and minimum.
@@ -34,7 +36,7 @@ impl WeightFormat {
     pub fn block_weights(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => 32,
+            Self::Q8_0 | Self::Q8 | Self::Q4_0 | Self::Q4_1 => 32,
             Self::Q4K | Self::Q6K => 256,
         }
     }
@@ -45,6 +47,7 @@ impl WeightFormat {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
             Self::Q8_0 => 34,
+            Self::Q8 => 36,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
             Self::Q4K => 144,
@@ -64,7 +67,7 @@ impl WeightFormat {
 
 /// One row of a matrix, taken apart: `w_k = fma(codes[k], scales[k / group], minima[k / group])`.
 pub(crate) struct Row {
-    /// Signed for Q8_0 and Q6_K, 0..16 else.
+    /// Signed for Q8_0, Q8 and Q6_K, 0..16 else.
     pub(crate) codes: Vec<i8>,
     pub(crate) scales: Vec<f32>,
     pub(crate) minima: Vec<f32>,
@@ -78,6 +81,7 @@ pub(crate) fn decode_row(format: WeightFormat, bytes: &[u8], row: &mut Row) {
     for block in bytes.chunks_exact(format.block_bytes()) {
         match format {
             WeightFormat::Q8_0 => q8_0(block, row),
+            WeightFormat::Q8 => q8(block, row),
             WeightFormat::Q4_0 => q4_0(block, row),
             WeightFormat::Q4_1 => q4_1(block, row),
             WeightFormat::Q4K => q4_k(block, row),
@@ -97,6 +101,15 @@ fn q8_0(block: &[u8], row: &mut Row) {
     row.minima.push(0.0);
     row.codes
         .extend(block[2..34].iter().map(|&b| b.cast_signed()));
+}
+
+/// d in f32, then 32 signed bytes: w = d c.
+fn q8(block: &[u8], row: &mut Row) {
+    let d = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+    row.scales.push(d);
+    row.minima.push(0.0);
+    row.codes
+        .extend(block[4..36].iter().map(|&b| b.cast_signed()));
 }
 
 /// Low nibbles are the first 16 weights, high nibbles the other 16.
@@ -190,6 +203,7 @@ pub(crate) fn floats_row(format: WeightFormat, bytes: &[u8], out: &mut Vec<f32>)
                 .map(|&b| bf16::from_le_bytes(b).to_f32()),
         ),
         WeightFormat::Q8_0
+        | WeightFormat::Q8
         | WeightFormat::Q4_0
         | WeightFormat::Q4_1
         | WeightFormat::Q4K

@@ -1,4 +1,4 @@
-//! c_t = scale a_t N for rows that run with a core each: N dense [R1, R2], or U Vᵀ.
+//! c_t = scale a_t N for rows that run with a core each: N dense [R1, R2], or U Vᵀ, or Nᵀ in 8 bits.
 //!
 //! All cores of a call run side by side, so many sessions with a row each keep the threads as busy as one
 //! session with many rows. c_t is one chain over ascending channels of a_t, then scaled: the same bits in any
@@ -10,8 +10,10 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use crate::{
+    Linear,
     floats::{Floats, tensor},
     gemm::{Begin, Product, Right, products},
+    linear::own_maps,
 };
 
 /// The core of one site, as rows apply it.
@@ -26,6 +28,8 @@ pub enum CoreView<'a> {
         /// [R2, q]
         v: &'a Tensor,
     },
+    /// Nᵀ [R2, R1], a map that rounds activations: c_t = N of a_t in 8 bits.
+    Rounded(&'a Linear),
 }
 
 /// Rows of a that share one core.
@@ -55,35 +59,47 @@ pub fn apply_cores(a: &Tensor, rows: &[CoreRows<'_>], r2: usize) -> Result<Tenso
         .iter()
         .map(|row| Core::of(&row.core, r1, r2))
         .collect::<Result<Vec<_>>>()?;
-
-    // Each entry's factors, and its own rows of a and c.
-    let mut entries = Vec::with_capacity(rows.len());
-    let (mut rest, mut next) = (c.as_mut_slice(), 0);
-    for (row, core) in rows.into_iter().zip(&cores) {
-        let Some(end) = row
-            .start
-            .checked_add(row.len)
-            .filter(|&end| row.start >= next && end <= t)
-        else {
+    let mut next = 0;
+    for row in &rows {
+        let end = row.start.checked_add(row.len);
+        let Some(end) = end.filter(|&end| row.start >= next && end <= t) else {
             bail!(
                 "core rows {} + {} of {t}, behind row {next}",
                 row.start,
                 row.len
             )
         };
+        next = end;
+    }
+
+    // Cores in 8 bits, all at once.
+    let mut own = Vec::with_capacity(rows.len());
+    for (row, core) in rows.iter().zip(&cores) {
+        if let Core::Rounded(core) = core {
+            own.push((*core, row.start..row.start + row.len));
+        }
+    }
+    own_maps(&own, &a, &mut c);
+
+    // Each entry's factors, and its own rows of a and c.
+    let mut entries = Vec::with_capacity(rows.len());
+    let (mut rest, mut next) = (c.as_mut_slice(), 0);
+    for (row, core) in rows.into_iter().zip(&cores) {
+        let end = row.start + row.len;
         let (_, behind) = rest.split_at_mut((row.start - next) * r2);
         let (own, behind) = behind.split_at_mut(row.len * r2);
         (rest, next) = (behind, end);
-        let u = core.u.as_ref().map(Floats::of).transpose()?; // [R1, q]
-        let b = vec![0.0f32; row.len * core.q]; // [len, q]
-        let last = Floats::of(&core.last)?;
+        let Core::Floats { u, last, q } = core else {
+            own.iter_mut().for_each(|c| *c *= row.scale);
+            continue;
+        };
         entries.push(Entry {
             a: &a[row.start * r1..end * r1],
             c: own,
-            u,
-            last,
-            q: core.q,
-            b,
+            u: u.as_ref().map(Floats::of).transpose()?, // [R1, q]
+            last: Floats::of(last)?,
+            q: *q,
+            b: vec![0.0f32; row.len * q], // [len, q]
             scale: row.scale,
         });
     }
@@ -159,21 +175,24 @@ struct Entry<'a> {
 }
 
 /// A checked core, contiguous.
-struct Core {
-    u: Option<Tensor>,
-    /// N [R1, R2] or V [R2, q].
-    last: Tensor,
-    q: usize,
+enum Core<'a> {
+    Floats {
+        u: Option<Tensor>,
+        /// N [R1, R2] or V [R2, q].
+        last: Tensor,
+        q: usize,
+    },
+    Rounded(&'a Linear),
 }
 
-impl Core {
-    fn of(core: &CoreView<'_>, r1: usize, r2: usize) -> Result<Self> {
+impl<'a> Core<'a> {
+    fn of(core: &CoreView<'a>, r1: usize, r2: usize) -> Result<Self> {
         match core {
             CoreView::Dense(n) => {
                 if n.dims2()? != (r1, r2) {
                     bail!("a core {:?} where R1 is {r1} and R2 {r2}", n.shape())
                 }
-                Ok(Self {
+                Ok(Self::Floats {
                     u: None,
                     last: n.contiguous()?,
                     q: 0,
@@ -188,11 +207,21 @@ impl Core {
                         v.shape()
                     )
                 }
-                Ok(Self {
+                Ok(Self::Floats {
                     u: Some(u.contiguous()?),
                     last: v.contiguous()?,
                     q,
                 })
+            }
+            CoreView::Rounded(n) => {
+                if (n.in_features(), n.out_features()) != (r1, r2) || !n.rounds_activations() {
+                    bail!(
+                        "a core [{}, {}] where R1 is {r1} and R2 {r2}, or not in 8 bits",
+                        n.in_features(),
+                        n.out_features()
+                    )
+                }
+                Ok(Self::Rounded(n))
             }
         }
     }

@@ -26,7 +26,7 @@ use crate::{
     floats::{Floats, tensor, transpose},
     gemm::{ROWS, Shared, spread},
     recorded::recorded1,
-    simd::run,
+    simd::{LANES, run},
 };
 use int8::Codes;
 use pack::{Layout, Panels};
@@ -121,6 +121,51 @@ impl Linear {
             out_features,
             in_features,
         )))
+    }
+
+    /// The same map with its weights rounded to 8 bits, 32 neighbouring inputs to a scale ([`WeightFormat::Q8`]), for products in
+    /// integers; itself where it is such a map, or where its inputs are not whole blocks of 32.
+    pub fn rounded(&self) -> Self {
+        let (out, width) = (self.out_features(), self.in_features());
+        if self.rounds_activations() || WeightFormat::Q8.row_bytes(width).is_none() {
+            return self.clone();
+        }
+        Self::of(Panels::rounded(&self.panels.values(), out, width))
+    }
+
+    /// Bytes that the weights of a rounded map [out, in] take; None where there is no such map.
+    pub fn rounded_size(out_features: usize, in_features: usize) -> Option<usize> {
+        let row = WeightFormat::Q8.row_bytes(in_features)?;
+        out_features
+            .checked_next_multiple_of(LANES)?
+            .checked_mul(row)
+    }
+
+    /// What [`Linear::rounded`] made, in bytes for [`Linear::of_rounded_bytes`]; None for a map of another kind.
+    pub fn rounded_bytes(&self) -> Option<&[u8]> {
+        (self.rounds_activations() && self.format() == WeightFormat::Q8)
+            .then_some(&self.panels.bytes)
+    }
+
+    /// The map [out, in] whose [`Linear::rounded_bytes`] these are, bit for bit. Fails if they are not as many as it has.
+    pub fn of_rounded_bytes(bytes: &[u8], out_features: usize, in_features: usize) -> Result<Self> {
+        match Panels::of_quads(bytes, out_features, in_features) {
+            Some(panels) => Ok(Self::of(panels)),
+            None => bail!(
+                "{} bytes for a rounded matrix [{out_features}, {in_features}]",
+                bytes.len()
+            ),
+        }
+    }
+
+    /// Writes zeros over the weights, if nobody else holds them. Says whether it did.
+    pub fn scrub(&mut self) -> bool {
+        self.turned = Arc::default();
+        let panels = Arc::get_mut(&mut self.panels);
+        panels.is_some_and(|panels| {
+            panels.bytes.fill(0);
+            true
+        })
     }
 
     /// Rows of W, entries of y.
@@ -285,6 +330,53 @@ fn forward<const N: usize>(maps: [&Panels; N], x: &[f32], t: usize) -> [Vec<f32>
         unsafe { y.set_len(t * panels.out_features) }
     }
     ys
+}
+
+/// Rows of x [T, in] through a map of their own each, y [T, out] written in their places: the same bits as by [`Linear::values`].
+/// All maps round activations and have as many inputs and outputs; rows of x lie within x and y and in one entry only.
+pub(crate) fn own_maps(entries: &[(&Linear, Range<usize>)], x: &[f32], y: &mut [f32]) {
+    let Some((any, _)) = entries.first() else {
+        return;
+    };
+    let (width, out) = (any.in_features(), any.out_features());
+    let rows = x.len() / width;
+    let mut next = 0;
+    for (map, range) in entries {
+        assert!(
+            (map.in_features(), map.out_features()) == (width, out)
+                && map.rounds_activations()
+                && next <= range.start
+                && range.start <= range.end
+                && range.end <= rows,
+            "rows of a map of another size, or out of order"
+        );
+        next = range.end;
+    }
+    assert!(y.len() == rows * out, "a result of another size");
+    let codes = Codes::of(x, width);
+    let (mut items, mut work, y) = (0, 0, Shared(y.as_mut_ptr()));
+    let mut jobs = Vec::with_capacity(entries.len());
+    for (map, range) in entries {
+        let panels = &*map.panels;
+        // Parts of rows, panels of a part side by side.
+        for part in range.clone().step_by(ROWS) {
+            let rows = part..range.end.min(part + ROWS);
+            work += rows.len() * out * width;
+            let first = items;
+            items += panels.count();
+            jobs.push((Job { panels, y, first }, rows));
+        }
+    }
+    spread(items, 2, work, |range| {
+        let mut item = range.start;
+        while item < range.end {
+            let (job, rows) = &jobs[jobs.partition_point(|(job, _)| job.first <= item) - 1];
+            let here = item - job.first;
+            let last = job.panels.count().min(here + (range.end - item));
+            job.run(x, Some(&codes), rows.clone(), here..last);
+            item += last - here;
+        }
+    });
 }
 
 /// A matrix whose panels threads share out.

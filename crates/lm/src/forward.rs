@@ -153,6 +153,13 @@ impl Lm {
             let id = site.id();
             sites[id.layer][id.module as usize] = Some(index);
         }
+        // What stands beside a linear computes as it does.
+        let generator = generator.rounded(|id| {
+            self.layers[id.layer]
+                .projection(id.module)
+                .weight
+                .rounds_activations()
+        });
         self.sites = sites;
         self.generator = Some(generator);
         Ok(())
@@ -519,6 +526,18 @@ impl Rotation {
 }
 
 impl Layer {
+    fn projection(&self, module: Module) -> &Projection {
+        match module {
+            Module::QProj => &self.q,
+            Module::KProj => &self.k,
+            Module::VProj => &self.v,
+            Module::OProj => &self.o,
+            Module::GateProj => &self.gate,
+            Module::UpProj => &self.up,
+            Module::DownProj => &self.down,
+        }
+    }
+
     fn load(weights: &mut Weights, config: &Config, layer: usize) -> Result<Self, Error> {
         let Config {
             hidden,

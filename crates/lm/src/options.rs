@@ -13,8 +13,9 @@ pub struct LoadOptions {
     pub activations: Activations,
 }
 
-/// What the activations of a linear map with quantised weights are rounded to. Maps with floating weights, attention and
-/// all else are computed in f32 either way, and a row's result is the same bits in any batch either way.
+/// What the activations of a linear map with quantised weights are rounded to. A generator's site does as its linear does, with maps
+/// and cores in 8 bits. The base's maps with floating weights, attention and all else are computed in f32 either way, and a row's result
+/// is the same bits in any batch either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activations {

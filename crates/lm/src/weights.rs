@@ -273,6 +273,7 @@ fn floats(format: WeightFormat, bytes: &[u8]) -> Option<Vec<f32>> {
             )
         }
         WeightFormat::Q8_0
+        | WeightFormat::Q8
         | WeightFormat::Q4_0
         | WeightFormat::Q4_1
         | WeightFormat::Q4K
@@ -388,6 +389,7 @@ fn format_name(format: WeightFormat) -> &'static str {
         WeightFormat::F16 => "F16",
         WeightFormat::BF16 => "BF16",
         WeightFormat::Q8_0 => "Q8_0",
+        WeightFormat::Q8 => "Q8",
         WeightFormat::Q4_0 => "Q4_0",
         WeightFormat::Q4_1 => "Q4_1",
         WeightFormat::Q4K => "Q4_K",

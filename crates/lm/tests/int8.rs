@@ -1,6 +1,11 @@
 //! What rounding activations to int8 does to the real model's predictions, in figures.
 
-use lm::{Activations, Lm, LoadOptions, text::Text};
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::path::Path;
+
+use generator::Strategy;
+use lm::{Activations, Lm, LoadOptions, TokenId, Windows, text::Text};
 
 /// Written for this test.
 const TEXT: &str = "The ferry to the island leaves at seven in the morning and returns at dusk. Nobody on board speaks much before \
@@ -24,26 +29,21 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&l| f64::from(l) - shift).collect()
 }
 
-#[test]
-fn predictions_hardly_move_when_activations_are_rounded() {
-    let path = testkit::smollm2_gguf();
-    let tokens = Text::load(&path).unwrap().encode(TEXT).unwrap();
-    let predictions = |activations| {
-        let options = LoadOptions {
-            activations,
-            ..LoadOptions::default()
-        };
-        let lm = Lm::load(&path, options).unwrap();
-        let logits = lm.logits(&tokens, None, 1.0).unwrap(); // [T, V]
-        logits.to_vec2::<f32>().unwrap()
-    };
-    let (exact, rounded) = (
-        predictions(Activations::F32),
-        predictions(Activations::Int8),
-    );
+/// How far predictions [T, V] of the same T tokens lie apart.
+struct Apart {
+    /// Mean KL from the exact ones, in nats.
+    divergence: f64,
+    /// Share of tokens with the same best next one.
+    same: f64,
+    /// Mean losses of the next tokens, exact and rounded, in nats.
+    losses: [f64; 2],
+    figures: String,
+}
+
+fn apart(tokens: &[TokenId], exact: &[Vec<f32>], rounded: &[Vec<f32>]) -> Apart {
     let count = exact.len() as f64;
     let (mut divergence, mut same, mut largest, mut losses) = (0.0, 0.0, 0.0_f32, [0.0, 0.0]);
-    for (t, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
+    for (t, (exact, rounded)) in exact.iter().zip(rounded).enumerate() {
         let (p, q) = (log_softmax(exact), log_softmax(rounded));
         divergence += p
             .iter()
@@ -69,8 +69,76 @@ fn predictions_hardly_move_when_activations_are_rounded() {
         losses[1]
     );
     testkit::report(&figures);
-    assert!(count > 300.0, "{figures}");
+    Apart {
+        divergence,
+        same,
+        losses,
+        figures,
+    }
+}
+
+fn model(activations: Activations) -> Lm {
+    let options = LoadOptions {
+        activations,
+        ..LoadOptions::default()
+    };
+    Lm::load(&testkit::smollm2_gguf(), options).unwrap()
+}
+
+#[test]
+fn predictions_hardly_move_when_activations_are_rounded() {
+    let text = Text::load(&testkit::smollm2_gguf()).unwrap();
+    let tokens = text.encode(TEXT).unwrap();
+    let [exact, rounded] = [Activations::F32, Activations::Int8].map(|activations| {
+        let logits = model(activations).logits(&tokens, None, 1.0).unwrap(); // [T, V]
+        logits.to_vec2::<f32>().unwrap()
+    });
+    let Apart {
+        divergence,
+        same,
+        losses,
+        figures,
+    } = apart(&tokens, &exact, &rounded);
+    assert!(exact.len() > 300, "{figures}");
     assert!(divergence > 0.0 && divergence < 0.01, "{figures}");
     assert!(same > 0.93, "{figures}");
     assert!((losses[1] / losses[0] - 1.0).abs() < 0.01, "{figures}");
+}
+
+#[test]
+fn an_imprint_is_worth_the_same_when_maps_and_cores_are_rounded_too() {
+    let text = Text::load(&testkit::smollm2_gguf()).unwrap();
+    let generator =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/smollm2-135m-instruct");
+    let tokens = text.encode(TEXT).unwrap();
+    // Told the whole text, then asked for it again: what an imprint does most to.
+    let [exact, rounded] = [Activations::F32, Activations::Int8].map(|activations| {
+        let mut lm = model(activations);
+        lm.attach_generator(&generator).unwrap();
+        let state = lm
+            .encode(&tokens, Strategy::Parallel, Windows::Fixed(256))
+            .unwrap();
+        let generator = lm.generator().unwrap();
+        assert!(
+            generator
+                .sites()
+                .iter()
+                .all(|site| site.rounds() == (activations == Activations::Int8))
+        );
+        let core = generator.read_out(&state).unwrap();
+        testkit::report(&format!("{activations}: a core of {} bytes", core.bytes()));
+        let logits = lm.logits(&tokens, Some(&core), 1.0).unwrap(); // [T, V]
+        logits.to_vec2::<f32>().unwrap()
+    });
+    let Apart {
+        divergence,
+        same,
+        losses,
+        figures,
+    } = apart(&tokens, &exact, &rounded);
+    // The bare model's loss is 3.95.
+    assert!(losses[0] < 2.5, "{figures}");
+    assert!(divergence > 0.0 && divergence < 0.02, "{figures}");
+    assert!(same > 0.9, "{figures}");
+    assert!((losses[1] - losses[0]).abs() < 0.03, "{figures}");
 }

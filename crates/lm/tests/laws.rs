@@ -9,7 +9,7 @@ mod gguf;
 use std::ops::Range;
 
 use candle_core::{Tensor, quantized::GgmlDType};
-use generator::{Adapter, Core, SiteId, Strategy, Window};
+use generator::{Adapter, Core, Site, SiteId, Strategy, Window};
 use lm::{Activations, KvCache, Lm, LoadOptions, Row, TokenId, Windows};
 use proptest::prelude::*;
 use testkit::{Form, GeneratorSpec, Random, TinySpec, cut, cuts, tiny_base, tiny_generator};
@@ -56,9 +56,13 @@ fn rounding_model(format: GgmlDType, form: Form, modules: Vec<&'static str>) -> 
     tiny_base(dir.path(), &base);
     let path = dir.path().join("model.gguf");
     gguf::write_gguf(&path, &base, &gguf::tensors(dir.path()), format, &[]);
+    // Of whole blocks of 32, so that the sites' maps and dense cores round, too.
     let spec = GeneratorSpec {
         form,
         modules,
+        r1: 64,
+        r2: 32,
+        rank: 32,
         ..GeneratorSpec::default()
     };
     tiny_generator(&dir.path().join("generator"), &base, &spec);
@@ -69,6 +73,7 @@ fn rounding_model(format: GgmlDType, form: Form, modules: Vec<&'static str>) -> 
     let mut lm = Lm::load(&path, options).unwrap();
     assert!(lm.head().rounds_activations());
     lm.attach_generator(&dir.path().join("generator")).unwrap();
+    assert!(lm.generator().unwrap().sites().iter().all(Site::rounds));
     lm
 }
 
@@ -325,6 +330,41 @@ fn decode_is_prefill_and_a_window_in_pieces_is_the_window_at_once() {
                 prop_assert!(sums == written, "sums of a row that only writes after {cuts:?}, {known:?}");
             });
         }
+    }
+}
+
+#[test]
+fn a_core_in_8_bits_is_smaller_and_comes_back_from_its_bytes_bit_for_bit() {
+    let lm = rounding_model(GgmlDType::Q4_1, Form::Associative, vec!["down_proj"]);
+    let generator = lm.generator().unwrap();
+    let core = core(&lm, 77);
+    // 64 x 32 codes and a scale for each 32 of them, at each of three sites.
+    assert_eq!(core.bytes(), 3 * (64 * 32 + 64 * 4));
+    assert_eq!(core.bytes(), generator.core_bytes());
+    let mut bytes = Vec::new();
+    core.write(&mut bytes).unwrap();
+    let mut back = Core::read(&mut bytes.as_slice()).unwrap();
+    generator.check_core(&back).unwrap();
+    let tokens = random_tokens(9, 21);
+    let logits = |core| bits(&lm.logits(&tokens, Some(core), 1.0).unwrap());
+    assert_eq!(logits(&back), logits(&core));
+    // What is served is what is exported.
+    let [whole, exported] = [core.matrix(0), back.matrix(0)].map(|n| n.unwrap().unwrap());
+    assert_eq!(
+        (whole.dims(), bits(&whole)),
+        (&[64, 32][..], bits(&exported))
+    );
+    let weight = generator.delta_weight(0, &core).unwrap();
+    let size = weight.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>();
+    assert!(size.unwrap() > 0.0);
+    assert!(
+        back.scrub()
+            && bits(&back.matrix(0).unwrap().unwrap())
+                .iter()
+                .all(|&b| b == 0)
+    );
+    for cut in [1, bytes.len() / 2, bytes.len() - 1] {
+        assert!(Core::read(&mut &bytes[..cut]).is_err());
     }
 }
 

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 
 use super::{CoreRows, CoreView, apply_cores, reference};
-use crate::noise::noise;
+use crate::{Linear, noise::noise};
 
 fn of(seed: u64, rows: usize, columns: usize) -> Tensor {
     Tensor::from_vec(noise(seed, rows * columns), (rows, columns), &Device::Cpu).unwrap()
@@ -42,6 +42,59 @@ proptest! {
         }
         prop_assert_eq!(values(&apply_cores(&a, &rows, r2).unwrap()), want);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn a_core_in_8_bits_is_its_map_for_its_own_rows_beside_cores_in_floats(
+        lens in proptest::collection::vec((0usize..4, 0usize..14, any::<bool>()), 1..5), blocks in 1usize..4, r2 in 1usize..70,
+    ) {
+        let r1 = 32 * blocks;
+        let t: usize = lens.iter().map(|(gap, len, _)| gap + len).sum::<usize>() + 1;
+        let a = of(1, t, r1);
+        let cores: Vec<_> = (0..lens.len() as u64).map(|i| of(10 + i, r1, r2)).collect();
+        let rounded: Vec<_> = cores.iter().map(|n| Linear::from_tensor(&n.t().unwrap()).unwrap().rounded()).collect();
+        let (mut rows, mut want, mut start) = (Vec::new(), vec![0.0; t * r2], 0);
+        for ((&(gap, len, rounds), n), map) in lens.iter().zip(&cores).zip(&rounded) {
+            start += gap;
+            let scale = 0.5 + start as f32;
+            let core = if rounds { CoreView::Rounded(map) } else { CoreView::Dense(n) };
+            rows.push(CoreRows { start, len, core, scale });
+            let own = values(&a.narrow(0, start, len).unwrap());
+            let c = if rounds {
+                map.values(&own, len).iter().map(|c| c * scale).collect()
+            } else {
+                reference(&own, &values(n), r1, r2, scale)
+            };
+            want[start * r2..][..len * r2].copy_from_slice(&c);
+            start += len;
+        }
+        prop_assert_eq!(values(&apply_cores(&a, &rows, r2).unwrap()), want);
+    }
+}
+
+#[test]
+fn many_rows_of_one_core_in_8_bits_are_its_map() {
+    let (a, n) = (of(1, 600, 64), of(2, 64, 48));
+    let map = Linear::from_tensor(&n.t().unwrap()).unwrap().rounded();
+    let rows = [CoreRows {
+        start: 3,
+        len: 590,
+        core: CoreView::Rounded(&map),
+        scale: 1.0,
+    }];
+    let c = values(&apply_cores(&a, &rows, 48).unwrap());
+    let own = values(&a.narrow(0, 3, 590).unwrap());
+    assert_eq!(c[3 * 48..593 * 48], map.values(&own, 590));
+    assert!(c[..3 * 48].iter().chain(&c[593 * 48..]).all(|&c| c == 0.0));
+    let exact = Linear::from_tensor(&n.t().unwrap()).unwrap();
+    let refused = [CoreRows {
+        core: CoreView::Rounded(&exact),
+        ..rows[0].clone()
+    }];
+    assert!(apply_cores(&a, &refused, 48).is_err());
+    assert!(apply_cores(&a, &rows, 47).is_err());
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::pack::Layout;
 use super::pack::{self, Form, Panels};
 use crate::{
     WeightFormat,
+    blocks::Row,
     gemm::{Begin, Out, load_columns, store_columns},
     simd::{Isa, Kernel, LANES, run},
 };
@@ -135,6 +136,21 @@ fn round(x: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> (f32, f32) {
     (scale, scale * sum)
 }
 
+/// A row of weights in the format of [`WeightFormat::Q8`], rounded as rows of x are. values: whole blocks.
+pub(super) fn round_row(values: &[f32], row: &mut Row) {
+    let blocks = values.as_chunks::<BLOCK>().0;
+    row.codes.clear();
+    row.scales.clear();
+    row.minima.clear();
+    for values in blocks {
+        let mut codes = [0; BLOCK];
+        let (scale, _) = round(values, &mut codes);
+        row.codes.extend_from_slice(&codes);
+        row.scales.push(scale);
+        row.minima.push(0.0);
+    }
+}
+
 /// Rows `from .. from + rows` of x times panels first .. last, written to their columns of y.
 pub(super) struct Product<'a> {
     /// In quads.
@@ -159,6 +175,7 @@ impl Kernel for Product<'_> {
                 WeightFormat::Q4_1 => self.four_bits::<I, Nibbles1>(isa),
                 WeightFormat::Q4K => self.four_bits::<I, NibblesK>(isa),
                 WeightFormat::Q8_0 => self.packed::<I, Bytes32>(isa),
+                WeightFormat::Q8 => self.packed::<I, Wide32>(isa),
                 WeightFormat::Q6K => self.packed::<I, Bytes16>(isa),
                 // Have no codes and never lie in quads.
                 WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => {}
@@ -422,6 +439,9 @@ group!(/** Q4_1. */ Nibbles1, pack::Nibbles1, true, nibble_dots, |isa, at| pack:
 group!(/** Q4_K. */ NibblesK, pack::NibblesK, true, nibble_dots, |isa, at| pack::NibblesK::scales(isa, at));
 group!(/** Q8_0. */ Bytes32, pack::Bytes32, false, byte_dots, |isa, at| {
     (pack::Bytes32::scales(isa, at), isa.splat(0.0))
+});
+group!(/** Q8. */ Wide32, pack::Wide32, false, byte_dots, |isa, at| {
+    (pack::Wide32::scales(isa, at), isa.splat(0.0))
 });
 group!(/** Q6_K. */ Bytes16, pack::Bytes16, false, byte_dots, |isa, at| {
     (pack::Bytes16::scales(isa, at), isa.splat(0.0))

@@ -9,8 +9,9 @@
 
 use half::f16;
 
+use super::int8::round_row;
 use crate::{
-    WeightFormat,
+    Linear, WeightFormat,
     blocks::{Row, decode_row, floats_row},
     simd::{Isa, LANES},
 };
@@ -54,6 +55,7 @@ impl Shape {
             WeightFormat::F32 => (1, 0, 0, 128),
             WeightFormat::F16 | WeightFormat::BF16 => (1, 0, 0, 64),
             WeightFormat::Q8_0 => (32, 32, 0, 32),
+            WeightFormat::Q8 => (32, 64, 0, 32),
             WeightFormat::Q6K => (16, 64, 0, 32),
             WeightFormat::Q4_0 => (32, 32, 0, 16),
             WeightFormat::Q4_1 => (32, 32, 32, 16),
@@ -111,6 +113,7 @@ impl Panels {
                 }
                 WeightFormat::F16 | WeightFormat::BF16 => panels.put_halves(n, bytes),
                 WeightFormat::Q8_0
+                | WeightFormat::Q8
                 | WeightFormat::Q4_0
                 | WeightFormat::Q4_1
                 | WeightFormat::Q4K
@@ -130,6 +133,32 @@ impl Panels {
             panels.put_floats(n, values);
         }
         panels
+    }
+
+    /// values [out, in] in whole blocks of 32, rounded to 8 bits, in quads.
+    pub(super) fn rounded(values: &[f32], out_features: usize, in_features: usize) -> Self {
+        let mut panels = Self::empty(WeightFormat::Q8, Layout::Quads, out_features, in_features);
+        let mut row = Row {
+            codes: Vec::new(),
+            scales: Vec::new(),
+            minima: Vec::new(),
+        };
+        for (n, values) in values.chunks_exact(in_features).enumerate() {
+            round_row(values, &mut row);
+            panels.put_codes(n, &row);
+        }
+        panels
+    }
+
+    /// [`WeightFormat::Q8`] in quads, as [`Self::bytes`] were; None if there are too many or too few.
+    pub(super) fn of_quads(bytes: &[u8], out_features: usize, in_features: usize) -> Option<Self> {
+        let size = Linear::rounded_size(out_features, in_features)?;
+        if size == 0 || size != bytes.len() {
+            return None;
+        }
+        let mut panels = Self::empty(WeightFormat::Q8, Layout::Quads, out_features, in_features);
+        panels.bytes.copy_from_slice(bytes);
+        Some(panels)
     }
 
     fn empty(
@@ -226,6 +255,7 @@ impl Panels {
                 return out.extend(values.map(|&b| half::bf16::from_le_bytes(b).to_f32()));
             }
             WeightFormat::Q8_0
+            | WeightFormat::Q8
             | WeightFormat::Q4_0
             | WeightFormat::Q4_1
             | WeightFormat::Q4K
@@ -350,6 +380,7 @@ macro_rules! bytes {
 }
 
 bytes!(/** Q8_0. */ Bytes32, 32, 32, |isa, at| isa.load_f16(at));
+bytes!(/** Q8. */ Wide32, 32, 64, |isa, at| isa.load(at.cast()));
 bytes!(/** Q6_K. */ Bytes16, 16, 64, |isa, at| isa.load(at.cast()));
 
 /// Nibbles times a scale plus a minimum.

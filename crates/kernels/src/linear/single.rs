@@ -36,6 +36,7 @@ impl Kernel for Task<'_> {
                 WeightFormat::Q4_1 => self.form::<I, pack::Nibbles1>(isa),
                 WeightFormat::Q4K => self.form::<I, pack::NibblesK>(isa),
                 WeightFormat::Q8_0 => self.form::<I, pack::Bytes32>(isa),
+                WeightFormat::Q8 => self.form::<I, pack::Wide32>(isa),
                 WeightFormat::Q6K => self.form::<I, pack::Bytes16>(isa),
             }
         }

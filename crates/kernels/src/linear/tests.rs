@@ -34,6 +34,7 @@ fn ggml(format: WeightFormat) -> GgmlDType {
         WeightFormat::Q4_1 => GgmlDType::Q4_1,
         WeightFormat::Q4K => GgmlDType::Q4K,
         WeightFormat::Q6K => GgmlDType::Q6K,
+        WeightFormat::Q8 => unreachable!("not among the formats of files"),
     }
 }
 

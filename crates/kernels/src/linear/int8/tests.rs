@@ -14,6 +14,7 @@ use crate::{
     simd::{Kernel, Portable},
 };
 
+/// Formats of files.
 const FORMATS: [(WeightFormat, GgmlDType); 5] = [
     (WeightFormat::Q8_0, GgmlDType::Q8_0),
     (WeightFormat::Q4_0, GgmlDType::Q4_0),
@@ -30,7 +31,10 @@ fn reference(x: &[f32], format: WeightFormat, bytes: &[u8], out: usize, width: u
         scales: Vec::new(),
         minima: Vec::new(),
     };
-    let has_minima = !matches!(format, WeightFormat::Q8_0 | WeightFormat::Q6K);
+    let has_minima = !matches!(
+        format,
+        WeightFormat::Q8_0 | WeightFormat::Q8 | WeightFormat::Q6K
+    );
     let mut y = Vec::new();
     for x in x.chunks_exact(width) {
         let blocks: Vec<(f32, Vec<i32>)> = x
@@ -124,6 +128,67 @@ proptest! {
         prop_assert_eq!(&bits(&product(&linear, &x)), &want);
         prop_assert_eq!(&bits(&portable(format, &bytes, out, width, &x)), &want);
     }
+}
+
+/// A matrix in [`WeightFormat::Q8`]: for each block d = max |w| / 127 and w / d to the nearest whole number.
+fn q8(values: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for block in values.chunks_exact(BLOCK) {
+        let largest = block
+            .iter()
+            .fold(0.0_f32, |largest, w| largest.max(w.abs()));
+        bytes.extend((largest / 127.0).to_le_bytes());
+        let code = |w: &f32| (w * (127.0 / largest)).round_ties_even() as i8;
+        bytes.extend(block.iter().map(|w| code(w).cast_unsigned()));
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn a_map_is_rounded_to_its_meaning_and_comes_back_from_its_bytes(
+        t in 0usize..20, out in 1usize..70, blocks in 1usize..5, seed in any::<u64>(), magnitude in -30i32..30,
+    ) {
+        let width = blocks * BLOCK;
+        let values: Vec<f32> = noise(seed, out * width).iter().map(|w| w * 2.0_f32.powi(magnitude)).collect();
+        let bytes = q8(&values);
+        let weight = Tensor::from_vec(values, (out, width), &Device::Cpu).unwrap();
+        let rounded = Linear::from_tensor(&weight).unwrap().rounded();
+        prop_assert!(rounded.rounds_activations() && rounded.bytes() == Linear::rounded_size(out, width).unwrap());
+        let x = noise(seed ^ 1, t * width);
+        let want = bits(&reference(&x, WeightFormat::Q8, &bytes, out, width));
+        prop_assert_eq!(&bits(&product(&rounded, &x)), &want);
+        prop_assert_eq!(&bits(&portable(WeightFormat::Q8, &bytes, out, width, &x)), &want);
+        let read = Linear::with_int8_activations(WeightFormat::Q8, &bytes, out, width).unwrap();
+        prop_assert_eq!(&bits(&product(&read, &x)), &want);
+        let raw = rounded.rounded_bytes().unwrap();
+        let back = Linear::of_rounded_bytes(raw, out, width).unwrap();
+        prop_assert_eq!(&bits(&product(&back, &x)), &want);
+        prop_assert!(Linear::of_rounded_bytes(&raw[1..], out, width).is_err());
+        // In f32 it is the dequantised matrix.
+        let exact = Linear::new(WeightFormat::Q8, &bytes, out, width).unwrap();
+        prop_assert_eq!(&bits(&product(&exact, &x)), &bits(&product(&rounded.to_f32().unwrap(), &x)));
+    }
+}
+
+#[test]
+fn only_maps_of_whole_blocks_are_rounded_and_only_rounded_ones_have_such_bytes() {
+    let of = |width| {
+        let weight = Tensor::from_vec(noise(3, 4 * width), (4, width), &Device::Cpu).unwrap();
+        Linear::from_tensor(&weight).unwrap()
+    };
+    assert!(!of(40).rounded().rounds_activations());
+    assert!(of(64).rounded_bytes().is_none());
+    assert!(Linear::rounded_size(4, 40).is_none());
+    for (out, width) in [(0, 32), (4, 0), (usize::MAX, 32), (4, usize::MAX - 31)] {
+        assert!(Linear::of_rounded_bytes(&[], out, width).is_err());
+    }
+    let mut rounded = of(64).rounded();
+    let other = rounded.clone();
+    assert!(!rounded.scrub(), "somebody else holds it");
+    drop(other);
+    assert!(rounded.scrub() && product(&rounded, &noise(5, 64)) == [0.0; 4]);
 }
 
 #[test]
