@@ -11,7 +11,7 @@ use engine::{Activations, Config, SessionId, TokenId};
 use crate::{
     driver::Driver,
     machine::{self, Machine},
-    peer::Peer,
+    peer::{Format, Peer},
     report::{Direction, Report, Samples, Settings},
 };
 
@@ -37,6 +37,15 @@ pub struct Args {
     /// A Python that has torch, transformers and gguf: measure its forward of the prompt in bf16 and f32 in the same run.
     #[arg(long, value_name = "PYTHON")]
     pub torch: Option<PathBuf>,
+    /// Also decode with llama.cpp on the same weights in these formats, quantised again with the Python that `--torch` names.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        requires = "peers",
+        requires = "torch"
+    )]
+    pub peer_format: Vec<Format>,
     /// What activations are rounded to where weights are quantised: f32 (nothing) or int8.
     #[arg(long, value_name = "PROFILE", default_value_t = Activations::Int8)]
     pub activations: Activations,
@@ -87,6 +96,14 @@ pub fn run(args: &Args, model: &Path, generator: Option<&Path>, threads: usize) 
         peers.llama_cpp = Some(Peer::llama_cpp(&args.peers_dir, model, threads)?);
     }
     if let Some(python) = &args.torch {
+        for &format in &args.peer_format {
+            let digest = &driver.model().digest;
+            let file = format.file(&args.peers_dir, model, digest, python)?;
+            let peer = Peer::llama_cpp(&args.peers_dir, &file, threads)?;
+            peers.formats.push((format, peer));
+        }
+    }
+    if let Some(python) = &args.torch {
         peers.torch = Some(Peer::torch(python, model, threads)?);
     }
     let samples = measure(args, &mut driver, &mut peers)?;
@@ -122,6 +139,8 @@ const DECODE_PROMPT: usize = 64;
 struct Peers {
     llama_cpp: Option<Peer>,
     torch: Option<Peer>,
+    /// llama.cpp with other files of the same weights.
+    formats: Vec<(Format, Peer)>,
 }
 
 /// Runs all cases, one repetition more than asked for; the first is dropped.
@@ -223,7 +242,21 @@ fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Sample
                 samples.add(name, rate(count, time));
             }
             if let Some(peer) = &mut peers.llama_cpp {
-                samples.add("llama_cpp_decode_1", peer.decode(&short, 1, answer)?);
+                let mut fastest = peer.decode(&short, 1, answer)?;
+                samples.add("llama_cpp_decode_1", fastest);
+                for (format, peer) in &mut peers.formats {
+                    let rate = peer.decode(&short, 1, answer)?;
+                    let name = match format {
+                        Format::Q8_0 => "llama_cpp_q8_0_decode_1",
+                        Format::Q4_0 => "llama_cpp_q4_0_decode_1",
+                        Format::Bf16 => "llama_cpp_bf16_decode_1",
+                    };
+                    samples.add(name, rate);
+                    fastest = fastest.max(rate);
+                }
+                if !peers.formats.is_empty() {
+                    samples.add("llama_cpp_fastest_decode_1", fastest);
+                }
                 samples.add("llama_cpp_decode_8", peer.decode(&short, BATCH, answer)?);
             }
         }
@@ -287,6 +320,12 @@ const RATIOS: &[(&str, &str, &str, Direction)] = &[
         "decode_vs_llama_cpp",
         "decode_1_bare",
         "llama_cpp_decode_1",
+        Direction::Speed,
+    ),
+    (
+        "decode_vs_llama_cpp_fastest",
+        "decode_1_bare",
+        "llama_cpp_fastest_decode_1",
         Direction::Speed,
     ),
     (

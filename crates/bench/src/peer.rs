@@ -7,7 +7,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
@@ -19,7 +19,59 @@ use serde::{Deserialize, Serialize};
 pub(crate) const VERSION: &str = "3.22.1";
 
 const SCRIPT: &str = include_str!("../peers/llama_cpp.mjs");
+const REQUANTISE: &str = include_str!("../peers/requantise.py");
 const TORCH: &str = include_str!("../peers/torch_forward.py");
+
+/// A GGUF format that llama.cpp may be faster with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// 8-bit codes.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4-bit codes without minima.
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// The upper halves of 32-bit floats.
+    #[value(name = "bf16")]
+    Bf16,
+}
+
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    /// Writes a GGUF file's weights in this format into `folder`, unless they are there, with a Python that has gguf. `digest` names the
+    /// weights.
+    pub(crate) fn file(
+        self,
+        folder: &Path,
+        gguf: &Path,
+        digest: &str,
+        python: &Path,
+    ) -> Result<PathBuf> {
+        let short = digest.get(..16).unwrap_or(digest);
+        let out = folder.join(format!("{short}-{}.gguf", self.name()));
+        if out.is_file() {
+            return Ok(out);
+        }
+        let status = Command::new(python)
+            .args(["-c", REQUANTISE])
+            .arg(gguf)
+            .arg(self.name())
+            .arg(&out)
+            .status()
+            .with_context(|| format!("{} does not start", python.display()))?;
+        if !status.success() {
+            bail!("{} was not written: {status}", out.display());
+        }
+        Ok(out)
+    }
+}
 
 /// A running peer.
 pub(crate) struct Peer {
