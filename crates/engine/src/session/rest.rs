@@ -123,7 +123,8 @@ impl Session {
         let core = core.filter(|core| core.bytes() <= most);
         let core = core.map(HeldCore::to_be_written);
         let bytes = self.state_bytes().saturating_add(self.trace_bytes());
-        let sums = (bytes <= most && !self.gone.sums).then(|| self.sums());
+        // Of a session that was told nothing there is nothing to keep.
+        let sums = (bytes > 0 && bytes <= most && !self.gone.sums).then(|| self.sums());
         let sums = sums.and_then(Result::ok);
         (core.is_some() || sums.is_some()).then(|| Snapshot::of(self.newest.digest, core, sums))
     }

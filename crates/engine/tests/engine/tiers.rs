@@ -168,6 +168,17 @@ fn a_snapshot_that_costs_more_than_reading_again_is_not_kept() {
 }
 
 #[test]
+fn of_a_session_that_was_told_nothing_nothing_is_kept() {
+    let mut rig = rig(usize::MAX, |_| {});
+    rig.open(1, Strategy::Parallel);
+    assert_eq!(rig.moves(evict(1, true)), [] as [&str; 0]);
+    assert_eq!(
+        rig.moves(generate(1, Some(1), &ids(&[3]), 2, 7)),
+        [] as [&str; 0]
+    );
+}
+
+#[test]
 fn others_go_on_while_a_session_is_waited_for_and_order_is_kept() {
     let mut rig = rig(usize::MAX, |_| {});
     tell(&mut rig, 1, Strategy::Parallel);
