@@ -11,5 +11,6 @@ mod mixed;
 mod preemption;
 mod prefix;
 mod requests;
+mod returning;
 mod support;
 mod tiers;

@@ -11,7 +11,7 @@ use testkit::Form;
 
 use crate::support::*;
 
-fn rig(rate: usize, change: impl FnOnce(&mut Config)) -> Rig {
+pub(crate) fn rig(rate: usize, change: impl FnOnce(&mut Config)) -> Rig {
     let mut config = Config {
         snapshot_bytes_per_token: rate,
         ..config()
@@ -21,7 +21,7 @@ fn rig(rate: usize, change: impl FnOnce(&mut Config)) -> Rig {
 }
 
 /// A session of two documents.
-fn tell(rig: &mut Rig, session: u64, strategy: Strategy) {
+pub(crate) fn tell(rig: &mut Rig, session: u64, strategy: Strategy) {
     rig.open(session, strategy);
     rig.ask(ingest(
         session,
@@ -40,7 +40,7 @@ fn tell(rig: &mut Rig, session: u64, strategy: Strategy) {
 }
 
 /// An answer made of some tokens of the first document.
-fn meant(request: u64, session: u64) -> Command {
+pub(crate) fn meant(request: u64, session: u64) -> Command {
     let part = Part {
         document: DocumentId(1),
         tokens: vec![1..3, 4..5],
@@ -409,7 +409,7 @@ fn budgets_hold_while_many_more_sessions_answer_than_fit() {
 }
 
 /// What a core of `tell`'s sessions takes.
-fn core_bytes() -> usize {
+pub(crate) fn core_bytes() -> usize {
     let mut rig = rig(0, |_| {});
     tell(&mut rig, 1, Strategy::Parallel);
     rig.engine.usage().core_bytes
