@@ -57,6 +57,15 @@ enum Verb {
         #[command(flatten)]
         args: train::Args,
     },
+    /// Measure the gate of a trained generator, which holds its imprints back on text that they say nothing of
+    Gate {
+        /// The base: a name, a path or a hub id
+        #[arg(long)]
+        model: Option<String>,
+        /// How to measure.
+        #[command(flatten)]
+        args: train::GateArgs,
+    },
     /// Judge a generator: what an imprint is worth beside the context in the prompt
     Eval {
         /// What to do.
@@ -268,13 +277,14 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             bench::append::run(&args, model, generator, threads)
         }),
         Verb::Train { model, args } => {
-            let config = Config::load(&Flags {
-                model,
-                ..Flags::default()
-            })?;
-            compute_threads(&config)?;
-            let files = models::resolve(&config.model, "none", &config.home)?;
-            train::run(&args, &files.model, &config.home, &mut io::stdout())?;
+            let (config, base) = base(model)?;
+            train::run(&args, &base, &config.home, &mut io::stdout())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Gate { model, args } => {
+            let (_, base) = base(model)?;
+            let path = train::measure_gate(&args, &base)?;
+            writeln!(io::stdout(), "{}", path.display())?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Eval { what } => evaluate(what),
@@ -286,6 +296,17 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             }
         },
     }
+}
+
+/// The configuration, and the file or folder of the model alone.
+fn base(model: Option<String>) -> anyhow::Result<(Config, PathBuf)> {
+    let config = Config::load(&Flags {
+        model,
+        ..Flags::default()
+    })?;
+    compute_threads(&config)?;
+    let files = models::resolve(&config.model, "none", &config.home)?;
+    Ok((config, files.model))
 }
 
 fn evaluate(what: EvalWhat) -> anyhow::Result<ExitCode> {

@@ -308,7 +308,7 @@ impl Bench {
         };
         Chosen {
             parts: vec![part],
-            beside: 0.0,
+            ..Chosen::default()
         }
     }
 

@@ -164,6 +164,16 @@ pub struct Chosen {
     pub parts: Vec<Part>,
     /// With what weight the tokens around those that are named count, added to all of them. Finite, at least 0.
     pub beside: f32,
+    /// Whether it is to be held back on tokens that it says nothing of ([`generator::Gate`]): where it is made of all, the generator has
+    /// a gate, and its sums are those of the newest version.
+    pub gated: bool,
+}
+
+impl Chosen {
+    /// Whether a core is made for it, or the newest version's own is taken as it is.
+    pub(crate) fn is_composed(&self) -> bool {
+        self.gated || !self.parts.is_empty()
+    }
 }
 
 /// A part of what a session was told.

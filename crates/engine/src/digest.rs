@@ -9,7 +9,7 @@ mod tests;
 
 use std::ops::Range;
 
-use generator::Strategy;
+use generator::{Gate, Strategy};
 
 use crate::ids::{Digest, TokenId};
 
@@ -86,6 +86,16 @@ impl StateHash {
                 .update(&(range.start as u64).to_le_bytes())
                 .update(&(range.end as u64).to_le_bytes());
         }
+    }
+
+    /// The name of a state that is held back by this gate.
+    pub(crate) fn gated(gate: &Gate, state: &Digest) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        hasher
+            .update(b"imprint gated state 1")
+            .update(&gate.digest())
+            .update(&state.0);
+        Digest(*hasher.finalize().as_bytes())
     }
 
     pub(crate) fn finish(&self) -> Digest {

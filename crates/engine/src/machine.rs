@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use generator::{Core, Generator, State, Window};
+use generator::{Core, Gate, Generator, State, Window};
 use lm::{KvCache, Lm, LoadOptions, Row};
 
 use crate::{config::Config, cores::Slot, error::Error};
@@ -58,6 +58,11 @@ pub trait Machine {
     /// # Errors
     /// A window of another machine, or a machine that is broken.
     fn land(&self, window: &mut Window) -> Result<(), generator::Error>;
+
+    /// What gates are made with, if the generator has one and cores with gates run here.
+    fn gate(&self) -> Option<&Gate> {
+        None
+    }
 
     /// Reads the core out of a state.
     ///
@@ -128,6 +133,10 @@ impl Machine for Host {
 
     fn traces(&self) -> bool {
         true
+    }
+
+    fn gate(&self) -> Option<&Gate> {
+        self.lm.generator()?.gate()
     }
 
     /// They are written here.

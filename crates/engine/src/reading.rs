@@ -7,7 +7,7 @@ use generator::{Error, Generator, State, Window};
 
 use crate::{
     cores::HeldCore,
-    digest::DocumentHash,
+    digest::{DocumentHash, DocumentName},
     ids::TokenId,
     traces::{HeldTrace, TraceBudget},
 };
@@ -31,6 +31,8 @@ pub(crate) struct Reading {
     pub(crate) ready: bool,
     /// Of the tokens that have passed.
     pub(crate) hash: DocumentHash,
+    /// The document as if it ended with its closed windows.
+    pub(crate) closed: DocumentName,
     /// What the tokens of the closed windows wrote, if that is kept.
     pub(crate) trace: Option<HeldTrace>,
     /// Whether it had that trace before it left memory.
@@ -49,6 +51,7 @@ impl Reading {
             core: None,
             ready: false,
             hash: DocumentHash::default(),
+            closed: DocumentHash::default().name(),
             trace,
             before: false,
         })
@@ -70,6 +73,7 @@ impl Reading {
             core: self.core.clone(),
             ready: self.ready,
             hash: self.hash.clone(),
+            closed: self.closed,
             trace: self.trace.clone(),
             before: self.before,
         })
@@ -106,6 +110,7 @@ impl Reading {
             self.state.add_window(&self.sums, 1.0)?;
         }
         self.sums = window(generator, self.trace.is_some())?;
+        self.closed = self.hash.name();
         self.start = self.position();
         (self.len, self.cached) = (0, 0);
         (self.core, self.ready) = (None, false);

@@ -15,7 +15,7 @@ mod rows;
 mod take;
 mod versions;
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use generator::{Generator, State, Strategy};
 
@@ -45,6 +45,8 @@ pub(crate) struct Published {
     pub(crate) core: Option<HeldCore>,
     /// Context tokens in it.
     pub(crate) tokens: usize,
+    /// The sums that it was read out of, where a provisional end is in them and a gate may ask for them.
+    pub(crate) sums: Option<Arc<State>>,
 }
 
 /// What the sessions of an engine have in common.
@@ -177,6 +179,7 @@ impl Session {
             digest: hash.finish(),
             core: None,
             tokens: 0,
+            sums: None,
         };
         Ok(Self {
             id,
@@ -355,7 +358,8 @@ impl Session {
         } else {
             self.folded.bytes()
         };
-        folded + reading + documents.sum::<usize>()
+        let sums = self.newest.sums.as_ref().map_or(0, |sums| sums.bytes());
+        folded + reading + sums + documents.sum::<usize>()
     }
 
     fn open_document(&self) -> Option<&Document> {
@@ -370,6 +374,7 @@ impl Session {
             digest,
             tokens,
             ref core,
+            ..
         } = self.newest;
         Newest {
             seq,

@@ -191,12 +191,24 @@ impl<'a> Model<'a> {
 
     /// The core of sums added up.
     pub(crate) fn core<'s>(&self, states: impl Iterator<Item = &'s State>) -> Result<Core, Error> {
-        let generator = self.generator()?;
-        let mut total = generator.new_state()?;
+        Ok(self.generator()?.read_out(&self.total(states)?)?)
+    }
+
+    /// The same core with gates; none if the generator has none.
+    pub(crate) fn gated_core<'s>(
+        &self,
+        states: impl Iterator<Item = &'s State>,
+    ) -> Result<Option<Core>, Error> {
+        let core = self.generator()?.read_out_gated(&self.total(states)?)?;
+        Ok(core.is_gated().then_some(core))
+    }
+
+    fn total<'s>(&self, states: impl Iterator<Item = &'s State>) -> Result<State, Error> {
+        let mut total = self.empty()?;
         for state in states {
             total.add(state, 1.0)?;
         }
-        Ok(generator.read_out(&total)?)
+        Ok(total)
     }
 
     /// How many tokens of prompt leave room for a question's answers in the model's window.

@@ -10,6 +10,7 @@ use std::{
     io::BufWriter,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -340,13 +341,16 @@ struct Chunk<'a> {
     imprints: Vec<Imprint>,
 }
 
+/// The strength of an imprint, and a core where it is not the whole one.
+type Meant = (f32, Option<Arc<Core>>);
+
 /// A case's context as an imprint.
 struct Imprint {
     whole: Core,
     /// How long the whole took.
     time: Duration,
     /// What it is to questions: by case and question.
-    meant: BTreeMap<(usize, usize), (f32, Option<Core>)>,
+    meant: BTreeMap<(usize, usize), Meant>,
     /// Floats of its documents' own sums, which cores are composed of.
     state_floats: usize,
 }
@@ -355,7 +359,7 @@ impl Imprint {
     /// Strength and core for a question.
     fn of(&self, case: usize, question: usize) -> (f32, &Core) {
         match self.meant.get(&(case, question)) {
-            Some((strength, core)) => (*strength, core.as_ref().unwrap_or(&self.whole)),
+            Some((strength, core)) => (*strength, core.as_deref().unwrap_or(&self.whole)),
             None => (1.0, &self.whole),
         }
     }
@@ -564,6 +568,7 @@ impl Judge<'_> {
                 .collect::<Result<_, _>>()?;
             let spoken: Vec<&Spoken> = spoken.iter().collect();
             let mut meant = BTreeMap::new();
+            let mut gated: Option<Arc<Core>> = None;
             let askers = (0..cases.len()).filter(|&asker| {
                 (own && asker == index) || (other && foreign[asker] == Some(index))
             });
@@ -587,7 +592,14 @@ impl Judge<'_> {
                                     total.add(&self.model.recall(trace, tokens)?, weight)?;
                                 }
                             }
-                            Some(self.model.core(std::iter::once(&total))?)
+                            Some(Arc::new(self.model.core(std::iter::once(&total))?))
+                        }
+                        None if what.gated => {
+                            if gated.is_none() {
+                                let states = states.iter().map(|(state, _)| state);
+                                gated = self.model.gated_core(states)?.map(Arc::new);
+                            }
+                            gated.clone()
                         }
                         None => None,
                     };

@@ -22,7 +22,7 @@ use crate::{
 const MOST_SITES: usize = 1 << 16;
 
 impl Core {
-    /// Appends the core to `out`.
+    /// Appends the core to `out`, without gates if it has any: they follow from the state.
     ///
     /// # Errors
     /// [`Error::Tensor`] if a tensor cannot be read.
@@ -75,9 +75,7 @@ impl Core {
             }
             [_] => Err(broken("a site's core of no known form")),
         });
-        Ok(Self {
-            sites: sites.collect::<Result<_, Error>>()?,
-        })
+        Ok(Self::of(sites.collect::<Result<Vec<_>, Error>>()?))
     }
 }
 
@@ -356,6 +354,9 @@ impl Core {
             return false;
         };
         let mut done = true;
+        if let Some(gates) = &mut self.gates {
+            done = Arc::get_mut(gates).is_some_and(|gates| gates.scrub());
+        }
         for site in sites {
             let tensors = match site {
                 SiteCore::Zero => vec![],

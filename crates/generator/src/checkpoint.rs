@@ -171,8 +171,8 @@ fn format(key: &str, dtype: Dtype) -> Result<WeightFormat, Error> {
     }
 }
 
-/// Values of a small tensor, all finite.
-fn vector(key: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, Error> {
+/// Values of a tensor, all finite.
+pub(crate) fn vector(key: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, Error> {
     let (pairs, _) = bytes.as_chunks::<2>();
     let (quads, _) = bytes.as_chunks::<4>();
     let values: Vec<f32> = match format(key, dtype)? {

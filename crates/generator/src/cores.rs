@@ -1,14 +1,15 @@
 //! A core: what serving needs of a state.
 //!
 //! Per site the matrix N [R1, R2], or its factors U [R1, q], V [R2, q] where they are smaller, or N in 8 bits where the
-//! site rounds, or nothing at all where N is zero. Immutable and shared; made by a read-out, applied by [`crate::Site::delta`].
+//! site rounds, or nothing at all where N is zero. It may have gates, which say how far it concerns a token. Immutable and shared; made
+//! by a read-out, applied by [`crate::Site::delta`].
 
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use kernels::{CoreView, Linear};
 
-use crate::{error::Error, generator::Generator};
+use crate::{error::Error, gate::Gates, generator::Generator};
 
 /// One site's part of a core.
 #[derive(Debug)]
@@ -93,9 +94,7 @@ impl Generator {
             let (r1, r2, _) = site.ranks();
             part.on_site(r1, r2)?.ok_or_else(foreign)
         });
-        Ok(Core {
-            sites: sites.collect::<Result<_, Error>>()?,
-        })
+        Ok(Core::of(sites.collect::<Result<Vec<_>, Error>>()?))
     }
 }
 
@@ -103,9 +102,32 @@ impl Generator {
 #[derive(Clone, Debug)]
 pub struct Core {
     pub(crate) sites: Arc<[SiteCore]>,
+    pub(crate) gates: Option<Arc<Gates>>,
 }
 
 impl Core {
+    /// A core without gates.
+    pub(crate) fn of(sites: impl IntoIterator<Item = SiteCore>) -> Self {
+        Self {
+            sites: sites.into_iter().collect(),
+            gates: None,
+        }
+    }
+
+    /// Whether it has gates: its rows then run with [`crate::Site::gated_delta`].
+    pub fn is_gated(&self) -> bool {
+        self.gates.is_some()
+    }
+
+    /// The same core, for all tokens alike.
+    #[must_use]
+    pub fn without_gates(&self) -> Self {
+        Self {
+            sites: Arc::clone(&self.sites),
+            gates: None,
+        }
+    }
+
     /// Bytes of its tensors.
     pub fn bytes(&self) -> usize {
         let bytes = |core: &SiteCore| match core {
@@ -114,7 +136,8 @@ impl Core {
             SiteCore::LowRank { u, v } => (u.elem_count() + v.elem_count()) * size_of::<f32>(),
             SiteCore::Rounded(n) => n.bytes(),
         };
-        self.sites.iter().map(bytes).sum()
+        let gates = self.gates.as_ref().map_or(0, |gates| gates.bytes());
+        self.sites.iter().map(bytes).sum::<usize>() + gates
     }
 
     /// Whether it is the bare model: no site does anything.

@@ -13,6 +13,7 @@ use crate::{
     cores::{Core, SiteCore},
     error::Error,
     export::{self, PeftExport},
+    gate::{Gate, Gates},
     read_out,
     site::{BaseShape, Site, SiteId},
     state::{Keeps, State, Window},
@@ -31,15 +32,32 @@ pub struct Generator {
     parameters: usize,
     /// Shared by all that begin with it.
     empty: State,
+    gate: Option<Gate>,
 }
 
 impl Generator {
     /// Reads adapter_config.json and adapter_model.safetensors from a folder and holds them against the base.
-    /// Weights stay in the file's own format (bf16, f16, f32).
+    /// Weights stay in the file's own format (bf16, f16, f32). A [`crate::GATE_FILE`] beside them is read as well.
     ///
     /// # Errors
     /// One that names the file, key or tensor that is missing, foreign, malformed or of the wrong shape.
     pub fn load(dir: &Path, base: &BaseShape) -> Result<Self, Error> {
+        let mut generator = Self::load_ungated(dir, base)?;
+        let Self {
+            config,
+            sites,
+            digest,
+            ..
+        } = &generator;
+        generator.gate = Gate::load(dir, config, sites, digest)?;
+        Ok(generator)
+    }
+
+    /// The same without a gate, whether or not there is a file of one.
+    ///
+    /// # Errors
+    /// As [`Generator::load`].
+    pub fn load_ungated(dir: &Path, base: &BaseShape) -> Result<Self, Error> {
         let path = dir.join("adapter_config.json");
         let mut json = Vec::new();
         let file = File::open(&path).map_err(|source| checkpoint::io(&path, source))?;
@@ -68,6 +86,7 @@ impl Generator {
             config,
             sites,
             empty,
+            gate: None,
             digest: digest.finalize().to_hex().to_string(),
             parameters,
         })
@@ -97,6 +116,19 @@ impl Generator {
     /// blake3 over the length of the config file (u64, little-endian), the config file and the weight file, in hex.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// What gates are made with, if there is a file of it.
+    pub fn gate(&self) -> Option<&Gate> {
+        self.gate.as_ref()
+    }
+
+    /// The bytes of a [`crate::GATE_FILE`] for this generator.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] for a gate of other sites.
+    pub fn gate_bytes(&self, gate: &Gate) -> Result<Vec<u8>, Error> {
+        gate.to_bytes(&self.sites, &self.digest)
     }
 
     /// Number of trained values.
@@ -159,24 +191,37 @@ impl Generator {
     /// [`Error::NotFinite`], [`Error::NotPositive`] or [`Error::NotConverged`] of the first site that cannot be read
     /// out; [`Error::Foreign`] for a state of another generator.
     pub fn read_out(&self, state: &State) -> Result<Core, Error> {
+        self.read(state, None)
+    }
+
+    /// The same core with gates, for text that may not concern it; without, if the generator has none.
+    ///
+    /// # Errors
+    /// As [`Generator::read_out`].
+    pub fn read_out_gated(&self, state: &State) -> Result<Core, Error> {
+        self.read(state, self.gate.as_ref())
+    }
+
+    fn read(&self, state: &State, gate: Option<&Gate>) -> Result<Core, Error> {
         if state.len() != self.sites.len() {
             return Err(Error::Foreign {
                 detail: format!("a state of {} sites, not {}", state.len(), self.sites.len()),
             });
         }
         if state.is_empty() {
-            return Ok(Core {
-                sites: self.sites.iter().map(|_| SiteCore::Zero).collect(),
-            });
+            return Ok(Core::of(self.sites.iter().map(|_| SiteCore::Zero)));
         }
         let read = |(index, site): (usize, &Site)| {
             let (s, g, mass) = state.parts(index)?;
-            read_out::read_out(self.config.read_out, site, s, g, mass)
+            let keys = gate.and_then(|gate| gate.keys(index));
+            read_out::read_out(self.config.read_out, site, s, g, mass, keys)
         };
-        let cores: Vec<Result<SiteCore, Error>> =
-            self.sites.par_iter().enumerate().map(read).collect();
+        let cores: Vec<Result<_, Error>> = self.sites.par_iter().enumerate().map(read).collect();
+        let cores = cores.into_iter().collect::<Result<Vec<_>, Error>>()?;
+        let (sites, gates) = cores.into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
         Ok(Core {
-            sites: cores.into_iter().collect::<Result<_, Error>>()?,
+            gates: gate.map(|gate| Gates::new(gate, gates)),
+            ..Core::of(sites)
         })
     }
 

@@ -14,20 +14,22 @@ use faer::{
     },
 };
 
-use crate::{config::ReadOut, cores::SiteCore, error::Error, site::Site};
+use crate::{config::ReadOut, cores::SiteCore, error::Error, gate::SiteGate, site::Site};
 
 /// tau: singular values below tau * sigma_1 are rounding noise. The published read-out keeps them and lifts
 /// them to 1, so that a context of 20 tokens fills 84 % of N's energy with noise (GENERATOR.md).
 pub(crate) const RELATIVE_CUTOFF: f64 = 1e-6;
 
-/// Reads one site's core out of its sums: s [R1, R2], g [R1, R1], mass = Σ ||k_t|| ||v_t||.
+/// Reads one site's core out of its sums: s [R1, R2], g [R1, R1], mass = Σ ||k_t|| ||v_t||; a ridge core with its gate, if the
+/// second moment of unit keys [R1, R1] is given.
 pub(crate) fn read_out(
     kind: ReadOut,
     site: &Site,
     s: &Tensor,
     g: Option<&Tensor>,
     mass: f64,
-) -> Result<SiteCore, Error> {
+    keys: Option<&Tensor>,
+) -> Result<(SiteCore, Option<SiteGate>), Error> {
     let not_finite = || Error::NotFinite { site: site.id() };
     let (r1, r2, max_rank) = site.ranks();
     if s.dims2()? != (r1, r2) {
@@ -43,6 +45,7 @@ pub(crate) fn read_out(
     if !mass.is_finite() {
         return Err(not_finite());
     }
+    let mut gate = None;
     let core = match kind {
         ReadOut::Svd => {
             let factors = decompose(s.as_ref()).ok_or(Error::NotConverged { site: site.id() })?;
@@ -74,7 +77,13 @@ pub(crate) fn read_out(
             let g = g.filter(|g| g.dims() == [r1, r1]).ok_or_else(missing)?;
             let g = finite(g)?.ok_or_else(not_finite)?; // [R1, R1]
             let lambda = site.ridge.ok_or_else(missing)?;
-            let n = ridge(g, s, lambda).ok_or(Error::NotPositive { site: site.id() })?; // [R1, R2]
+            let factored = Factored::of(g.clone(), lambda);
+            let factored = factored.ok_or(Error::NotPositive { site: site.id() })?;
+            let n = factored.solve(s); // [R1, R2]
+            if let Some(keys) = keys {
+                let known = factored.solve(g); // [R1, R1]
+                gate = Some(gate_of(&known, keys)?.ok_or_else(not_finite)?);
+            }
             if max_rank * (r1 + r2) < r1 * r2 {
                 // Truncated only where that makes the core smaller.
                 let factors =
@@ -87,11 +96,24 @@ pub(crate) fn read_out(
         }
     };
     let core = core.to_tensors()?.ok_or_else(not_finite)?;
-    if site.rounds() {
-        core.rounded()
+    let core = if site.rounds() {
+        core.rounded()?
     } else {
-        Ok(core)
-    }
+        core
+    };
+    Ok((core, gate))
+}
+
+/// The gate of what is known of each key, (G + lambda I)⁻¹ G [R1, R1]; keys: the second moment of unit keys [R1, R1]. `None` if a
+/// value does not fit.
+fn gate_of(known: &Mat<f64>, keys: &Tensor) -> Result<Option<SiteGate>, Error> {
+    let Some(keys) = finite(keys)?.filter(|keys| keys.shape() == known.shape()) else {
+        return Ok(None);
+    };
+    let size = known.nrows();
+    let places = (0..size).flat_map(|i| (0..size).map(move |j| (i, j)));
+    let expected: f64 = places.map(|(i, j)| known[(i, j)] * keys[(j, i)]).sum();
+    Ok(tensor(known.as_ref())?.map(|known| SiteGate::new(known, expected)))
 }
 
 /// A core before it becomes tensors.
@@ -245,13 +267,7 @@ fn largest_singular_value(m: MatRef<'_, f64>) -> Option<f64> {
     (size > 0).then(|| values.column_vector()[0])
 }
 
-/// (G + lambda I)⁻¹ S by Cholesky. g [R1, R1] (its two triangles are averaged), s [R1, R2]; `None` if G + lambda I is
-/// not positive definite. In f64, as tr(G) grows by about 1 a token beside a lambda of about 0.1.
-fn ridge(g: Mat<f64>, s: Mat<f64>, lambda: f64) -> Option<Mat<f64>> {
-    Some(Factored::of(g, lambda)?.solve(s))
-}
-
-/// The Cholesky factor of G + lambda I, [R1, R1].
+/// The Cholesky factor of G + lambda I, [R1, R1], in f64, as tr(G) grows by about 1 a token beside a lambda of about 0.1.
 pub(crate) struct Factored(Mat<f64>);
 
 impl Factored {

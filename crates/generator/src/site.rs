@@ -7,11 +7,12 @@
 use std::{fmt, ops::Range};
 
 use candle_core::Tensor;
-use kernels::{CoreRows, Linear};
+use kernels::{CoreRows, CoreView, Linear};
 
 use crate::{
     cores::Core,
     error::Error,
+    gate::{self, Doubt, Gates, SiteGate},
     state::{Pending, SiteWindow, Window},
 };
 
@@ -196,6 +197,14 @@ pub struct Site {
 }
 
 impl Site {
+    /// Keys of tokens, A1 x: x [T, Din], the linear's input -> [T, R1].
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if x is not of that form.
+    pub fn keys(&self, x: &Tensor) -> Result<Tensor, Error> {
+        Ok(self.a1.forward(x)?)
+    }
+
     /// Which linear it adapts.
     pub fn id(&self) -> SiteId {
         self.id
@@ -236,7 +245,7 @@ impl Site {
     /// The delta to add to y: (alpha / R2) scale B Nᵀ A1 x with each row's own N, [T, Dout]; 0 for rows that no
     /// entry names; `None` if no row has a core that does anything. x [T, Din], contiguous f32; `index` of this
     /// site in [`crate::Generator::sites`]. Rows do not touch each other: a row's delta is the same, bit for
-    /// bit, in any batch.
+    /// bit, in any batch. Gates are left out of account.
     ///
     /// # Errors
     /// [`Error::Rows`] for rows outside of x, [`Error::Foreign`] for a core of another generator.
@@ -246,15 +255,46 @@ impl Site {
         x: &Tensor,
         rows: &[SiteRows<'_>],
     ) -> Result<Option<Tensor>, Error> {
+        self.delta_of(index, x, rows, None)
+    }
+
+    /// The same, with each token's delta closed by its core's gates, where it has some. doubts `[T]`: what the sites so far made of
+    /// each token; this one adds its own.
+    ///
+    /// # Errors
+    /// As [`Site::delta`]; [`Error::Rows`] if there is not a doubt for each row of x.
+    pub fn gated_delta(
+        &self,
+        index: usize,
+        x: &Tensor,
+        rows: &[SiteRows<'_>],
+        doubts: &mut [Doubt],
+    ) -> Result<Option<Tensor>, Error> {
+        check_rows(0, x.dim(0)?, doubts.len())?;
+        self.delta_of(index, x, rows, Some(doubts))
+    }
+
+    fn delta_of(
+        &self,
+        index: usize,
+        x: &Tensor,
+        rows: &[SiteRows<'_>],
+        doubts: Option<&mut [Doubt]>,
+    ) -> Result<Option<Tensor>, Error> {
         let (tokens, _) = x.dims2()?;
         let (_, r2, _) = self.ranks();
         let mut cores = Vec::with_capacity(rows.len());
+        let mut gated = Vec::new();
         for row in rows {
             check_rows(row.start, row.len, tokens)?;
             if let Some(core) = row.core.view(index)?
                 && row.len > 0
                 && row.scale != 0.0
             {
+                let gates = row.core.gates.as_deref().filter(|_| doubts.is_some());
+                if let Some((gates, gate)) = gates.and_then(|all| Some((all, all.site(index)?))) {
+                    gated.push((row.start..row.start + row.len, gates, gate));
+                }
                 cores.push(CoreRows {
                     start: row.start,
                     len: row.len,
@@ -272,7 +312,10 @@ impl Site {
         }
         let x = x.narrow(0, span.start, span.len())?; // [Ts, Din]
         let a = self.a1.forward(&x)?; //                 [Ts, R1]    one product for all sessions
-        let c = kernels::apply_cores(&a, &cores, r2)?; // [Ts, R2]   each row's own N
+        let mut c = kernels::apply_cores(&a, &cores, r2)?; // [Ts, R2]   each row's own N
+        if let Some(doubts) = doubts.filter(|_| !gated.is_empty()) {
+            c = closed(&a, &c, span.start, &gated, doubts)?; // [Ts, R2]
+        }
         let d = self.b.forward(&c)?; //                  [Ts, Dout]  one product again
         if span.len() == tokens {
             return Ok(Some(d));
@@ -352,6 +395,44 @@ impl Site {
         }
         Ok(())
     }
+}
+
+/// c [Ts, R2] with each token's row closed by its gate. a [Ts, R1] are the keys of the batch's tokens from `first` on; gated: tokens
+/// of the batch with their gates; doubts `[T]` of the whole batch.
+fn closed(
+    a: &Tensor,
+    c: &Tensor,
+    first: usize,
+    gated: &[(Range<usize>, &Gates, &SiteGate)],
+    doubts: &mut [Doubt],
+) -> Result<Tensor, Error> {
+    let ((tokens, r1), (_, r2)) = (a.dims2()?, c.dims2()?);
+    let rows: Vec<CoreRows<'_>> = gated
+        .iter()
+        .map(|(tokens, _, gate)| CoreRows {
+            start: tokens.start - first,
+            len: tokens.len(),
+            core: CoreView::Dense(&gate.known),
+            scale: 1.0,
+        })
+        .collect();
+    let known = kernels::apply_cores(a, &rows, r1)?; // [Ts, R1]
+    let keys = a.flatten_all()?.to_vec1::<f32>()?;
+    let known = known.flatten_all()?.to_vec1::<f32>()?;
+    let mut values = c.flatten_all()?.to_vec1::<f32>()?;
+    for (tokens, gates, gate) in gated {
+        let own = tokens.start - first..tokens.end - first;
+        let key_rows = own.start * r1..own.end * r1;
+        gate::close(
+            gates,
+            gate,
+            &keys[key_rows.clone()],
+            &known[key_rows],
+            &mut values[own.start * r2..own.end * r2],
+            &mut doubts[tokens.clone()],
+        );
+    }
+    Ok(Tensor::from_vec(values, (tokens, r2), c.device())?)
 }
 
 /// Keys and values of the published form, with n = RMSNorm(h): (k = A2 n [T, R1], v = A3 n [T, R2]). h [T, D], gain `[D]`.

@@ -7,7 +7,9 @@
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
-use generator::{Adapter, Core, Generator, Module, Seen, SiteId, SiteRows, Window, WriteRows};
+use generator::{
+    Adapter, Core, Doubt, Generator, Module, Seen, SiteId, SiteRows, Window, WriteRows,
+};
 
 use crate::{Config, Error, KvCache, TokenId};
 
@@ -89,6 +91,8 @@ pub(crate) struct Batch<'a, 'w> {
     windows: Vec<Option<&'w mut Window>>,
     blocks: Vec<&'a [u32]>,
     any_core: bool,
+    /// What the sites so far made of each token `[T]`, if a row's core has gates; else empty.
+    doubts: Vec<Doubt>,
     /// All tokens of the batch at its start, T.
     pub(crate) tokens: Vec<u32>,
     /// Their positions, `[T]`.
@@ -163,6 +167,7 @@ impl<'a, 'w> Batch<'a, 'w> {
             })
             .collect();
         let any_core = cores.iter().any(Option::is_some);
+        let any_gate = cores.iter().flatten().any(|(core, _)| core.is_gated());
         let blocks = rows.iter().map(|row| row.blocks).collect();
         let lookaheads = rows.iter().map(|_| None).collect();
         let windows = rows
@@ -176,6 +181,7 @@ impl<'a, 'w> Batch<'a, 'w> {
             windows,
             blocks,
             any_core,
+            doubts: vec![Doubt::default(); if any_gate { total } else { 0 }],
             tokens,
             positions,
             slots,
@@ -220,6 +226,7 @@ impl<'a, 'w> Batch<'a, 'w> {
             windows: Vec::new(),
             blocks: Vec::new(),
             any_core: false,
+            doubts: Vec::new(),
             origin: (0..tokens.len() as u32).collect(),
             tokens,
             positions,
@@ -325,6 +332,19 @@ impl<'a, 'w> Batch<'a, 'w> {
             })
         };
         self.spans.iter().filter_map(row).collect()
+    }
+
+    /// Doubts of the tokens still there `[T]`; none if no row's core has gates.
+    pub(crate) fn doubts(&self) -> Option<Vec<Doubt>> {
+        let here = self.origin.iter();
+        (!self.doubts.is_empty()).then(|| here.map(|&at| self.doubts[at as usize]).collect())
+    }
+
+    /// Keeps the doubts of the tokens still there.
+    pub(crate) fn doubt(&mut self, doubts: &[Doubt]) {
+        for (&at, doubt) in self.origin.iter().zip(doubts) {
+            self.doubts[at as usize] = *doubt;
+        }
     }
 
     /// The rows that write, with their windows.

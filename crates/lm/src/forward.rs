@@ -391,7 +391,7 @@ impl Lm {
         &self,
         projection: &Projection,
         x: &Tensor,
-        batch: &Batch<'_, '_>,
+        batch: &mut Batch<'_, '_>,
     ) -> Result<Tensor, Error> {
         let [y] = self.linears([projection], x, batch)?;
         Ok(y)
@@ -402,7 +402,7 @@ impl Lm {
         &self,
         projections: [&Projection; N],
         x: &Tensor,
-        batch: &Batch<'_, '_>,
+        batch: &mut Batch<'_, '_>,
     ) -> Result<[Tensor; N], Error> {
         let mut ys = Linear::forward_all(projections.map(|projection| &projection.weight), x)?; // [T, out] each
         for (y, projection) in ys.iter_mut().zip(projections) {
@@ -417,7 +417,7 @@ impl Lm {
         projection: &Projection,
         x: &Tensor,
         mut y: Tensor,
-        batch: &Batch<'_, '_>,
+        batch: &mut Batch<'_, '_>,
     ) -> Result<Tensor, Error> {
         let Projection {
             layer,
@@ -445,7 +445,16 @@ impl Lm {
         if rows.is_empty() {
             return Ok(y);
         }
-        match generator.sites()[index].delta(index, x, &rows)? {
+        let site = &generator.sites()[index];
+        let delta = match &mut batch.doubts() {
+            Some(doubts) => {
+                let delta = site.gated_delta(index, x, &rows, doubts)?;
+                batch.doubt(doubts);
+                delta
+            }
+            None => site.delta(index, x, &rows)?,
+        };
+        match delta {
             Some(delta) => Ok(kernels::add(&y, &delta)?), // [T, out]
             None => Ok(y),
         }

@@ -297,6 +297,9 @@ pub struct Meant {
     pub parts: Option<Vec<Part>>,
     /// With what weight the tokens around those that are meant count, added to all of them.
     pub beside: f32,
+    /// Whether it is to be held back on what it says nothing of, token by token: nothing else says where a text that goes on is about
+    /// what was told.
+    pub gated: bool,
 }
 
 /// A part of a document.
@@ -316,12 +319,19 @@ impl Meant {
         strength: 1.0,
         parts: None,
         beside: 0.0,
+        gated: false,
+    };
+    /// All of it where it is about something.
+    const GATED: Self = Self {
+        gated: true,
+        ..Self::ALL
     };
 }
 
 /// What of an imprint of these documents is meant by a prompt.
 ///
-/// Of a text that is to be continued always all of it, unless one or two sentences speak of all of its last words: then these.
+/// Of a text that is to be continued always all of it, held back where it says nothing of a token, unless one or two sentences speak
+/// of all of its last words, two at least: then these.
 /// Of a question or a conversation all of it if the prompt says nothing to go by (no word but common ones), or ends with a label that the documents use (a
 /// task's own form, as in few-shot examples), or if who asks speaks of himself (`my`, `me`) and so does a document: "how old
 /// is my sister" need not share a word with what was told of her. Else its strength rises with the share of a message's words that one window of
@@ -335,7 +345,11 @@ pub fn meant(told: &[&Spoken], asked: &Asked) -> Meant {
             .is_some_and(|label| spoken.labels.contains(&label))
     };
     if asked.messages.is_empty() || told.iter().any(|spoken| label(&spoken)) {
-        return Meant::ALL;
+        return if asked.goes_on {
+            Meant::GATED
+        } else {
+            Meant::ALL
+        };
     }
     let mut most = (0.0f32, None);
     for message in &asked.messages {
@@ -351,16 +365,19 @@ pub fn meant(told: &[&Spoken], asked: &Asked) -> Meant {
     if strength < 1.0 && asked.personal && told.iter().any(|spoken| spoken.personal) {
         return Meant::ALL;
     }
+    // One word of a text does not say what it is about.
+    let least = if asked.goes_on { 2 } else { 1 };
     let chosen = message
-        .filter(|_| strength > 0.0)
+        .filter(|message| strength > 0.0 && message.len() >= least)
         .and_then(|message| chosen(told, message));
     match chosen {
         Some(chosen) if !asked.goes_on || chosen.covered >= 1.0 => Meant {
             strength: if asked.goes_on { 1.0 } else { strength },
             parts: Some(chosen.parts),
             beside: chosen.beside,
+            gated: false,
         },
-        _ if asked.goes_on => Meant::ALL,
+        _ if asked.goes_on => Meant::GATED,
         _ => Meant {
             strength,
             ..Meant::ALL

@@ -171,10 +171,13 @@ fn a_text_that_goes_on_gets_all_of_it_unless_a_sentence_speaks_of_all_its_words(
         "On rainy days Mirvane ",
         "Once upon a time ",
         "Code, code",
+        "Zorblat's code",
     ] {
         let meant = meant(text);
         assert_eq!(meant.strength, 1.0, "{text}");
-        assert_eq!(meant.parts.is_some(), text.starts_with("Code"), "{text}");
+        assert_eq!(meant.parts.is_some(), text.starts_with("Zor"), "{text}");
+        // All of it, but not on what it does not know.
+        assert_eq!(meant.gated, meant.parts.is_none(), "{text}");
     }
     // Its last words count.
     let long = format!("{} The code of Mirvane is ", "rain ".repeat(40));

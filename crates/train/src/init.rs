@@ -240,7 +240,7 @@ fn undecomposed(detail: &str) -> Error {
 }
 
 /// Reads contexts with the bare model, some at once; `each` gets them with what was seen of them at `watched`.
-fn look(
+pub(crate) fn look(
     lm: &Lm,
     contexts: &[&[TokenId]],
     watched: &[SiteId],
@@ -278,7 +278,7 @@ fn look(
 }
 
 /// The tokens of a context that statistics are taken from: its first, which is at `first`, and how many.
-fn counted_tokens(context: &[TokenId], first: usize) -> (usize, usize) {
+pub(crate) fn counted_tokens(context: &[TokenId], first: usize) -> (usize, usize) {
     let skipped = SKIPPED.min(context.len() / 2);
     (first + skipped, context.len() - skipped)
 }

@@ -12,6 +12,7 @@ mod error;
 mod estimate;
 mod facts;
 mod files;
+mod gate;
 mod held_out;
 mod init;
 mod optimizer;
@@ -22,5 +23,6 @@ mod run;
 mod step;
 
 pub use error::Error;
+pub use gate::{GateArgs, measure as measure_gate};
 pub use recipe::Recipe;
 pub use run::{Args, Ended, run};

@@ -290,6 +290,7 @@ impl Session {
             strength,
             parts,
             beside,
+            gated,
         } = relevance::meant(&spoken, asked);
         let parts = parts.unwrap_or_default().into_iter().map(|part| {
             let document = documents.get(part.document)?;
@@ -301,7 +302,12 @@ impl Session {
         });
         // Of an open document the newest version alone has the end.
         let parts = parts.collect::<Option<Vec<Part>>>().unwrap_or_default();
-        (strength, Chosen { parts, beside })
+        let chosen = Chosen {
+            parts,
+            beside,
+            gated,
+        };
+        (strength, chosen)
     }
 
     /// How many documents are not forgotten.

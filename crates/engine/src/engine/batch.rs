@@ -158,7 +158,7 @@ impl Engine {
         let length = next.len();
         // Those that run need another block soon: who starts now is not to make way for them at once.
         let spared = self.running.len();
-        let composes = !next.has_started() && !next.adapter.chosen.parts.is_empty();
+        let composes = !next.has_started() && next.adapter.chosen.is_composed();
         if composes {
             // A core is read out only for a request that is sure to start.
             let blocks = self.allocator.blocks_for(length);

@@ -135,7 +135,7 @@ impl Engine {
     pub(super) fn enqueue(
         &mut self,
         (id, tenant): (RequestId, TenantId),
-        adapter: Adapter,
+        mut adapter: Adapter,
         prompt: Vec<TokenId>,
         asked: Result<(Work, usize), RequestError>,
         now: Instant,
@@ -173,6 +173,7 @@ impl Engine {
             Ok((work, _)) => {
                 let number = self.arrived;
                 self.arrived += 1;
+                adapter.chosen.gated &= self.machine.gate().is_some();
                 let request = Request::new((id, tenant), adapter, prompt, work, number, now);
                 self.line_up(request);
             }
@@ -220,6 +221,7 @@ impl Engine {
             digest,
             tokens,
             core,
+            ..
         }) = self.composed(session, &adapter.chosen)
         {
             return Pin {
@@ -241,10 +243,12 @@ impl Engine {
     fn composed(&self, session: &Session, chosen: &Chosen) -> Option<Fold> {
         let generator = self.machine.generator()?;
         // A read-out that fails leaves the newest version, whose own went well.
-        let fold = session
-            .fold_of(chosen, (generator, &*self.machine))
-            .ok()
-            .flatten()?;
+        let fold = if chosen.parts.is_empty() && chosen.gated {
+            session.gated_fold(&*self.machine)
+        } else {
+            session.fold_of(chosen, (generator, &*self.machine))
+        };
+        let fold = fold.ok().flatten()?;
         let fits = fold
             .core
             .as_ref()

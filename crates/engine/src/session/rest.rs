@@ -41,12 +41,13 @@ impl Session {
 
     /// Whether its newest version is of all that it was told: without its core it can be made again.
     pub(crate) fn is_current(&self) -> bool {
-        self.digest_of(None).0 == self.newest.digest
+        self.digest_with(None).0 == self.newest.digest
     }
 
     /// Lets sums and traces go. The core stays.
     pub(crate) fn leave_host(&mut self, generator: &Generator) -> Result<(), generator::Error> {
         self.folded = generator.new_state()?;
+        self.newest.sums = None;
         for document in &mut self.documents {
             document.traced = document.trace.take().is_some();
             document.state = None;
@@ -83,7 +84,10 @@ impl Session {
 
     /// Whether a core is made for such a request, of documents' own sums or traces.
     pub(crate) fn composes(&self, chosen: &Chosen) -> bool {
-        if chosen.parts.is_empty() || self.strategy == Strategy::Sequential {
+        if chosen.parts.is_empty() {
+            return chosen.gated;
+        }
+        if self.strategy == Strategy::Sequential {
             return false;
         }
         let (mut named, mut whole) = (0, true);

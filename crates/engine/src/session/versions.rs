@@ -2,12 +2,15 @@
 //!
 //! Start at [`Session::settle`].
 
+use std::sync::Arc;
+
 use generator::{Core, Generator, State, Strategy};
 
 use super::{Asks, Barrier, Context, Published, Session, Tail};
 use crate::{
     command::Chosen,
     cores::CoreBudget,
+    digest::{DocumentName, StateHash},
     error::SessionError,
     event::{Event, Rejected},
     ids::{Digest, Seq, Version},
@@ -175,13 +178,13 @@ impl Session {
         Ok(true)
     }
 
-    /// Name and tokens of all that was read, as if the log ended behind `reading`.
-    pub(super) fn digest_of(&self, reading: Option<&Reading>) -> (Digest, usize) {
+    /// Name and tokens of all documents that were read, and of this one behind them.
+    pub(super) fn digest_with(&self, last: Option<DocumentName>) -> (Digest, usize) {
         let mut hash = self.hash.clone();
         let documents = self.documents.iter().take(self.current);
         let documents = documents.map(|document| document.hash);
         let mut tokens = 0;
-        for document in documents.chain(reading.map(|reading| reading.hash.name())) {
+        for document in documents.chain(last) {
             hash.push(&document);
             tokens += document.tokens();
         }
@@ -194,7 +197,7 @@ impl Session {
         reading: Option<&Reading>,
         machine: &dyn Machine,
     ) -> Result<Option<Fold>, generator::Error> {
-        let (digest, tokens) = self.digest_of(reading);
+        let (digest, tokens) = self.digest_with(reading.map(|reading| reading.hash.name()));
         if digest == self.newest.digest {
             return Ok(None);
         }
@@ -206,10 +209,45 @@ impl Session {
             }
         }
         let core = core_of(&total, machine)?;
+        // What an open window has written so far is summed nowhere else.
+        let open = reading.is_some_and(|reading| reading.len > 0);
         Ok(Some(Fold {
             digest,
             tokens,
             core,
+            sums: (open && machine.gate().is_some()).then_some(total),
+        }))
+    }
+
+    /// The newest version with gates. None if its sums are not there: another document was read since, or they have left memory.
+    pub(crate) fn gated_fold(
+        &self,
+        machine: &dyn Machine,
+    ) -> Result<Option<Fold>, generator::Error> {
+        let (Some(generator), Some(gate)) = (machine.generator(), machine.gate()) else {
+            return Ok(None);
+        };
+        let closed = self.reading.as_ref().map(|reading| reading.closed);
+        let total = if let Some(sums) = &self.newest.sums {
+            sums.try_clone()?
+        } else if !self.gone.sums && self.digest_with(closed).0 == self.newest.digest {
+            let mut total = self.folded.try_clone()?;
+            let open = self.reading.as_ref().map(|reading| &reading.state);
+            if let Some(state) = open.filter(|state| !state.is_empty()) {
+                total.add(state, 1.0)?;
+            }
+            total
+        } else {
+            return Ok(None);
+        };
+        if total.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Fold {
+            digest: StateHash::gated(gate, &self.newest.digest),
+            tokens: self.newest.tokens,
+            core: Some(generator.read_out_gated(&total)?),
+            sums: None,
         }))
     }
 
@@ -266,6 +304,7 @@ impl Session {
             digest: hash.finish(),
             tokens,
             core,
+            sums: None,
         }))
     }
 
@@ -312,6 +351,7 @@ impl Session {
             digest,
             tokens,
             core,
+            sums,
         }) = fold
         {
             let version = Version(self.newest.version.0 + 1);
@@ -324,6 +364,7 @@ impl Session {
                 digest,
                 core: core.map(|core| cores.hold(core)),
                 tokens,
+                sums: sums.map(Arc::new),
             };
         }
         self.newest.seq = self.newest.seq.max(self.read).max(seq);
@@ -399,4 +440,6 @@ pub(crate) struct Fold {
     pub(crate) digest: Digest,
     pub(crate) tokens: usize,
     pub(crate) core: Option<Core>,
+    /// What it was read out of, where nothing else keeps that.
+    pub(crate) sums: Option<State>,
 }

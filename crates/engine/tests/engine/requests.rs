@@ -209,7 +209,7 @@ fn whole(documents: impl IntoIterator<Item = DocumentId>) -> Chosen {
             .into_iter()
             .map(|document| part(document, None, None))
             .collect(),
-        beside: 0.0,
+        ..Chosen::default()
     }
 }
 
@@ -273,6 +273,7 @@ proptest! {
         let chosen = |tokens: Range<usize>| Chosen {
             parts: vec![part(DocumentId(1), Some(tokens), Some(around.clone()))],
             beside,
+            ..Chosen::default()
         };
         let mut answers = Vec::new();
         for (config, at) in configs.into_iter().zip([document.len(), cut.index(document.len())]) {
@@ -295,6 +296,93 @@ proptest! {
     }
 }
 
+fn gated() -> Chosen {
+    Chosen {
+        gated: true,
+        ..Chosen::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However it was told, read to its end or to a provisional one, and also when it was away meanwhile.
+    #[test]
+    fn what_a_gate_leaves_hangs_on_the_state_alone(
+        strategy in strategies(),
+        configs in [configs(), configs()],
+        document in tokens(10..40),
+        cut in any::<Index>(),
+        away in any::<bool>(),
+    ) {
+        let mut answers = Vec::new();
+        for (config, at) in configs.into_iter().zip([document.len(), cut.index(document.len())]) {
+            let mut rig = Rig::new(Form::Associative, config);
+            rig.open(1, strategy);
+            rig.ask(ingest(1, 1, 1, &document[..at], at == document.len()));
+            if at < document.len() {
+                rig.ask(ingest(1, 2, 1, &document[at..], false));
+                rig.ask(publish(1, 2, &[]));
+            } else if away {
+                rig.ask(evict(1, true));
+            }
+            let whole = made(&mut rig, 1, Chosen::default());
+            let held = made(&mut rig, 1, gated());
+            prop_assert_ne!(whole.0, held.0);
+            prop_assert_eq!(whole.1, held.1);
+            // Neither disturbs the other.
+            prop_assert_eq!(&made(&mut rig, 1, Chosen::default()), &whole);
+            prop_assert_eq!(&made(&mut rig, 1, gated()), &held);
+            answers.push((whole, held));
+        }
+        prop_assert_eq!(&answers[0], &answers[1]);
+    }
+}
+
+#[test]
+fn a_gate_holds_back_answers_and_what_it_made_is_not_taken_for_something_else() {
+    let mut rig = Rig::new(Form::Associative, config());
+    rig.open(1, Strategy::Parallel);
+    rig.ask(ingest(
+        1,
+        1,
+        1,
+        &ids(&[9, 3, 4, 11, 5, 6, 2, 8, 17, 21]),
+        true,
+    ));
+    let prompt: Vec<_> = (0..20).map(|at| TokenId(at % 7)).collect();
+    let mut ask = |gated: bool| {
+        let mut ask = generate(1, Some(1), &prompt, 1, 3);
+        if let Command::Generate {
+            chosen, sampling, ..
+        } = &mut ask
+        {
+            (chosen.gated, sampling.logprobs) = (gated, true);
+        }
+        let events = rig.ask(ask);
+        let logprob = events.iter().find_map(|event| match event {
+            Event::Token { logprob, .. } => *logprob,
+            _ => None,
+        });
+        match events.last() {
+            Some(&Event::Finished { cached_tokens, .. }) => (cached_tokens, logprob),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (whole, held) = (ask(false), ask(true));
+    assert_eq!((whole.0, held.0), (0, 0));
+    assert_ne!(whole.1, held.1);
+    let (again, held_again) = (ask(false), ask(true));
+    assert!(again.0 > 0 && held_again.0 > 0);
+    assert_eq!((again.1, held_again.1), (whole.1, held.1));
+    // A generator without a gate holds nothing back.
+    let mut rig = Rig::new(Form::Published, config());
+    rig.open(1, Strategy::Parallel);
+    rig.ask(ingest(1, 1, 1, &ids(&[9, 3, 4, 11, 5, 6, 2, 8, 17]), true));
+    let whole = made(&mut rig, 1, Chosen::default());
+    assert_eq!(made(&mut rig, 1, gated()), whole);
+}
+
 #[test]
 fn all_tokens_of_a_document_are_the_document_up_to_rounding() {
     for form in [Form::Associative, Form::Published] {
@@ -310,7 +398,7 @@ fn all_tokens_of_a_document_are_the_document_up_to_rounding() {
         rig.ask(ingest(1, 2, 2, &ids(&[7; 9]), true));
         let all = Chosen {
             parts: vec![part(DocumentId(1), [0..4, 4..11], Some(0..11))],
-            beside: 0.0,
+            ..Chosen::default()
         };
         let (some, document) = (
             made(&mut rig, 1, all),
@@ -346,6 +434,7 @@ fn without_room_for_traces_documents_are_taken_whole() {
     let some = Chosen {
         parts: vec![part(DocumentId(1), Some(1..4), Some(0..9))],
         beside: 0.5,
+        ..Chosen::default()
     };
     assert_eq!(
         made(&mut rig, 1, some),

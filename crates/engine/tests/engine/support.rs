@@ -4,15 +4,17 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::LazyLock,
     time::{Duration, Instant},
 };
 
+use candle_core::{DType, Device, Tensor};
 use engine::{
     Chosen, Command, Config, Digest, DocumentId, Engine, Event, Newest, RequestId, Sampling, Seq,
     SessionError, SessionId, Snapshot, Strategy, TenantId, TokenId, Version,
 };
+use generator::{GATE_FILE, Gate, Generator};
 use proptest::{prelude::*, strategy::Strategy as _};
 use testkit::{Form, GeneratorSpec, TinySpec};
 
@@ -45,6 +47,7 @@ static MODELS: LazyLock<Models> = LazyLock::new(|| {
         ..GeneratorSpec::default()
     };
     testkit::tiny_generator(&associative, &spec, &generator);
+    gate(&associative, &base);
     let generator = GeneratorSpec {
         form: Form::Published,
         modules: vec!["o_proj"],
@@ -58,6 +61,20 @@ static MODELS: LazyLock<Models> = LazyLock::new(|| {
         published,
     }
 });
+
+/// Gives a generator a gate.
+fn gate(folder: &Path, base: &Path) {
+    let lm = lm::Lm::load(base, lm::LoadOptions::default()).expect("the tiny base");
+    let generator = Generator::load(folder, &lm.shape()).expect("a tiny generator");
+    let keys = generator.sites().iter().map(|site| {
+        let (r1, _, _) = site.ranks();
+        Tensor::eye(r1, DType::F32, &Device::Cpu).and_then(|eye| eye / r1 as f64)
+    });
+    let keys = keys.collect::<Result<_, _>>().expect("small tensors");
+    let gate = Gate::new(0.65, 0.2, keys).expect("numbers in range");
+    let bytes = generator.gate_bytes(&gate).expect("a gate of its sites");
+    std::fs::write(folder.join(GATE_FILE), bytes).expect("the gate's file");
+}
 
 /// A small configuration with room for everything.
 pub(crate) fn config() -> Config {

@@ -53,7 +53,7 @@ pub(crate) fn meant(request: u64, session: u64) -> Command {
         adapter_scale: 1.0,
         chosen: Chosen {
             parts: vec![part],
-            beside: 0.0,
+            ..Chosen::default()
         },
         prompt: ids(&[3, 4, 5]),
         max_tokens: 6,

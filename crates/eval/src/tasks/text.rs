@@ -126,7 +126,7 @@ fn span(
         x: Some(length as f64),
         shown: prompts.text(tokens)?,
         query: None,
-        asked: None,
+        asked: Some(relevance::Asked::text(&prompts.text(given)?)),
         body: given.to_vec(),
         references: Vec::new(),
         answer: scored.to_vec(),

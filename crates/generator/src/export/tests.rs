@@ -96,22 +96,11 @@ fn sites_of_different_ranks_share_one_r() {
     let mut core = generator.read_out(&state(&generator, &[(1, 40)])).unwrap();
     let short = generator.read_out(&state(&generator, &[(2, 3)])).unwrap();
     let sites = [&core, &short].map(|core| core.matrix(1).unwrap().unwrap());
-    core = Core {
-        sites: [
-            SiteCore::Dense(sites[0].clone()),
-            SiteCore::Dense(sites[1].clone()),
-        ]
-        .into_iter()
-        .collect(),
-    };
+    core = Core::of(sites.clone().map(SiteCore::Dense));
     let export = generator.export_peft(&core).unwrap();
     assert_eq!(export.rank, 6);
     assert_same(&generator, &core, &export);
-    core = Core {
-        sites: [SiteCore::Zero, SiteCore::Dense(sites[1].clone())]
-            .into_iter()
-            .collect(),
-    };
+    core = Core::of([SiteCore::Zero, SiteCore::Dense(sites[1].clone())]);
     let export = generator.export_peft(&core).unwrap();
     assert_eq!(export.rank, 3);
     let lora = added(&generator, &export);
