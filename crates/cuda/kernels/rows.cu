@@ -12,6 +12,13 @@ KERNEL gather_rows(bf16* out, const bf16* table, const unsigned* index, unsigned
   }
 }
 
+// The same into f32: what the residual stream begins with.
+KERNEL gather_residual(float* out, const bf16* table, const unsigned* index, unsigned d, unsigned rows) {
+  const unsigned from = index[blockIdx.x];
+  for (unsigned at = threadIdx.x; at < d; at += blockDim.x)
+    out[(size_t)blockIdx.x * d + at] = from < rows ? to_float(table[(size_t)from * d + at]) : 0.f;
+}
+
 // m [T, F] = silu(gate) up, both beside each other in gate_up [T, 2F]. Grid (T, ceil(F / 8 / threads)).
 KERNEL silu_mul(bf16* m, const bf16* gate_up, unsigned f) {
   const unsigned at = (blockIdx.y * blockDim.x + threadIdx.x) * 8;

@@ -66,6 +66,18 @@ pub struct Limits {
 
 /// A slot that no cache and no arena has.
 const NONE: u32 = u32::MAX;
+/// From so many rows of one core on its products are matrix products of their own, which read it once instead of once a row.
+const GROUP: usize = 8;
+
+/// Rows of one core.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group {
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
+    pub(crate) slot: usize,
+    /// With alpha / R2 in it.
+    pub(crate) scale: f32,
+}
 
 /// Rows on the device.
 pub struct Batch {
@@ -78,6 +90,8 @@ pub struct Batch {
     pub(crate) tile_count: usize,
     pub(crate) wanted: usize,
     pub(crate) any_core: bool,
+    /// Long spans with a core, which the gathering kernels leave out.
+    pub(crate) groups: Vec<Group>,
 }
 
 /// The arrays of a batch, in their order.
@@ -132,6 +146,7 @@ impl Batch {
             tile_count: 0,
             wanted: 0,
             any_core: false,
+            groups: Vec::new(),
         };
         batch.words = device.zeros(batch.offset(Field::Blocks) + sequences * blocks)?;
         Ok(batch)
@@ -180,6 +195,7 @@ impl Batch {
         words[cache_slots..cache_slots + capacity.rows].fill(NONE);
         words[slots..slots + capacity.rows].fill(NONE);
         let (mut row, mut tile, mut wanted) = (0, 0, 0);
+        let mut groups = Vec::new();
         let step = ops::queries_of_tile(limits.heads, capacity.splits);
         for (sequence, span) in spans.iter().enumerate() {
             let length = span.tokens.len();
@@ -231,6 +247,16 @@ impl Batch {
             fits(span.logits <= length, || {
                 format!("logits of {} of {length} tokens", span.logits)
             })?;
+            let mut gathered = span.slot.unwrap_or(NONE);
+            if let Some(slot) = span.slot.filter(|_| length >= GROUP) {
+                gathered = NONE;
+                groups.push(Group {
+                    first: row,
+                    rows: length,
+                    slot: slot as usize,
+                    scale: span.scale * limits.scale,
+                });
+            }
             for (i, token) in span.tokens.iter().enumerate() {
                 let (at, position) = (row + i, span.position + i);
                 let place = span.blocks[position / limits.block_size] as usize * limits.block_size
@@ -246,7 +272,7 @@ impl Batch {
                     (Field::Next, next),
                     (Field::Positions, position as u32),
                     (Field::CacheSlots, place as u32),
-                    (Field::Slots, span.slot.unwrap_or(NONE)),
+                    (Field::Slots, gathered),
                     (Field::Scales, (span.scale * limits.scale).to_bits()),
                 ] {
                     words[self.offset(field) + at] = value;
@@ -295,6 +321,7 @@ impl Batch {
             let all = capacity.rows;
             (self.rows, self.sequences, self.tile_count, self.wanted) = (all, all, all, all);
         }
+        self.groups = groups;
         self.any_core = spans
             .iter()
             .any(|span| span.slot.is_some() && span.scale != 0.0);

@@ -44,8 +44,10 @@ impl Line {
 const ROUNDED: f64 = 4e-3;
 /// Weights of attention are rounded to bf16, too.
 const ATTENDED: f64 = 6e-3;
-/// Activations in bf16 through whole models.
-const THROUGH: f64 = 2e-2;
+/// bf16 weights and inputs of products through whole models; the golden cases have 7.3e-3 to 9.8e-3 on the software device.
+const THROUGH: f64 = 1.2e-2;
+/// The same with cores that were read out of what was told in bf16: 1.0e-2 to 2.3e-2 (q = R, where small singular values become 1, too).
+const TOLD: f64 = 2.5e-2;
 
 /// SplitMix64, as normal numbers (sums of twelve uniform ones).
 struct Noise(u64);

@@ -68,11 +68,13 @@ kernels! {
     }
     "norm" {
         RmsNorm "rms_norm" "pppuf",
+        NormResidual "norm_residual" "pppuf",
         AddRmsNorm "add_rms_norm" "ppppuf",
         HeadNorm "head_norm" "ppuuuf",
     }
     "rows" {
         GatherRows "gather_rows" "pppuu",
+        GatherResidual "gather_residual" "pppuu",
         SiluMul "silu_mul" "ppu",
         AddBias "add_bias" "ppu",
         AddMass "add_mass" "pppuuu",

@@ -50,13 +50,22 @@ pub struct Model {
     cache: Vec<[Buffer<bf16>; 2]>,
     slots: Option<Slots>,
     work: Work,
+    /// What the last pass wrote, where that is kept.
+    written: Option<Written>,
+}
+
+/// Keys and values of all rows of a pass, [sites, rows, R1] and [sites, rows, R2].
+struct Written {
+    keys: Buffer<bf16>,
+    values: Buffer<bf16>,
 }
 
 /// Activations of a step, [rows, ..] each.
 struct Work {
-    h: Buffer<bf16>,
+    /// The residual stream and what is to be added to it, [rows, D] f32: all else is rounded to bf16 where a product takes it.
+    h: Buffer<f32>,
+    y: Buffer<f32>,
     x: Buffer<bf16>,
-    y: Buffer<bf16>,
     qkv: Buffer<bf16>,
     heads: Buffer<bf16>,
     gate_up: Buffer<bf16>,
@@ -78,6 +87,8 @@ struct SiteWork {
     a: Buffer<bf16>,
     /// [rows, q]
     b: Buffer<f32>,
+    /// The same of rows that are grouped.
+    b_grouped: Buffer<bf16>,
     /// [rows, R2]
     c: Buffer<bf16>,
     /// Normed residual, [rows, D].
@@ -208,6 +219,7 @@ impl Model {
             }) => Some(SiteWork {
                 a: device.zeros(rows * r1)?,
                 b: device.zeros(rows * (*rank).max(1))?,
+                b_grouped: device.zeros(rows * (*rank).max(1))?,
                 c: device.zeros(rows * r2)?,
                 n: device.zeros(rows * shape.hidden)?,
                 next: device.zeros(rows * shape.hidden)?,
@@ -254,6 +266,7 @@ impl Model {
                 .transpose()?,
             weights,
             work,
+            written: None,
             generator,
             shape,
         })
@@ -310,6 +323,48 @@ impl Model {
         })
     }
 
+    /// From now on what single rows write is kept until the next pass that writes.
+    ///
+    /// # Errors
+    /// [`Error::Call`] without enough memory.
+    pub fn keep_written(&mut self) -> Result<(), Error> {
+        if let Some(generator) = &self.generator {
+            let rows = self.memory.rows * generator.sites(self.shape.layers);
+            self.written = Some(Written {
+                keys: self.device.zeros(rows * generator.r1)?,
+                values: self.device.zeros(rows * generator.r2)?,
+            });
+        }
+        Ok(())
+    }
+
+    /// Keys [len, R1] and values [len, R2] that rows of the last pass with writes gave to a site, from row `first` on. Waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where nothing is kept, or not so much; [`Error::Call`].
+    pub fn written(
+        &self,
+        site: usize,
+        first: usize,
+        len: usize,
+    ) -> Result<(Vec<bf16>, Vec<bf16>), Error> {
+        let (Some(written), Some(generator)) = (&self.written, &self.generator) else {
+            return Err(crate::error::shape("what was written is not kept"));
+        };
+        let end = first.checked_add(len);
+        fits(end.is_some_and(|end| end <= self.memory.rows), || {
+            format!("rows {first} + {len} of {:?}", self.memory)
+        })?;
+        let read = |from: &Buffer<bf16>, width: usize| {
+            let at = (site * self.memory.rows + first) * width;
+            from.view().part(at, len * width)?.read(&self.device)
+        };
+        Ok((
+            read(&written.keys, generator.r1)?,
+            read(&written.values, generator.r2)?,
+        ))
+    }
+
     /// Takes a batch through the model. What `writes` names is added to sums on the way; tokens are drawn of the wanted rows' logits.
     /// Waits for nothing and allocates nothing.
     ///
@@ -348,7 +403,7 @@ impl Model {
             "writes without a generator".into()
         })?;
         let work = &self.work;
-        ops::gather_rows(
+        ops::gather_residual(
             device,
             work.h.view(),
             self.weights.embedding.view(),
@@ -370,11 +425,11 @@ impl Model {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let gain = layer.input_norm.view();
             if index == 0 {
-                ops::rms_norm(
+                ops::norm_residual(
                     device,
                     work.x.view(),
                     work.h.view(),
-                    Some(gain),
+                    gain,
                     rows,
                     d,
                     self.shape.eps,

@@ -17,7 +17,8 @@ pub use factor::{
     factor_block, shift_diagonal, symmetric, widen,
 };
 pub use rows::{
-    add_bias, add_mass, add_rms_norm, gather_rows, head_norm, rms_norm, sample, silu_mul,
+    add_bias, add_mass, add_rms_norm, gather_residual, gather_rows, head_norm, norm_residual,
+    rms_norm, sample, silu_mul,
 };
 
 use crate::{

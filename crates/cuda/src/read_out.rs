@@ -37,6 +37,8 @@ pub struct Sites {
 /// each singular value is a tenth below the one before it; sums of random keys and values, which have no gap at all, it leaves at 0.25
 /// (16 iterations: 2e-3, 64: 4e-10). Measured on [96, 80] and [192, 192] by tests/software/read_out.rs.
 pub const ITERATIONS: usize = 4;
+/// Of one whose spectrum turns out to have no gap there; see [`ReadOut::left`].
+pub const MORE_ITERATIONS: usize = 16;
 /// Directions carried beside those that are kept.
 const OVERSAMPLING: usize = 16;
 /// Sweeps of the Jacobi iteration; quadratic from about the fifth on.
@@ -215,6 +217,34 @@ impl ReadOut {
             RELATIVE_CUTOFF,
             fold,
         )
+    }
+
+    /// How many iterations runs from here on have. A graph keeps those that it was captured with.
+    pub fn set_iterations(&mut self, iterations: usize) {
+        self.iterations = iterations;
+    }
+
+    /// At most about so much of N, relative, a run of so many iterations may have left undone, by the singular values that it found: each
+    /// iteration shrinks what is beyond the subspace by the square of its first value over the last that is kept. Ten times that, as values
+    /// of few iterations are too small. Waits.
+    ///
+    /// # Errors
+    /// [`Error::Call`] if something before failed.
+    pub fn left(&self, iterations: usize) -> Result<f64, Error> {
+        let Sites { r1, r2, rank, .. } = self.sites;
+        if rank == 0 || self.width == r1.min(r2) {
+            return Ok(0.0); // The subspace is all there is.
+        }
+        let squares = self.values.read()?; // [sites, p], descending
+        let of_site = |squares: &[f64]| {
+            let kept = squares[rank - 1].max(0.0);
+            if kept <= squares[0] * RELATIVE_CUTOFF.powi(2) {
+                return 0.0;
+            }
+            10.0 * (squares[squares.len() - 1].max(0.0) / kept).powi(iterations as i32)
+        };
+        let sites = squares.chunks_exact(self.width).map(of_site);
+        Ok(sites.fold(0.0, f64::max))
     }
 
     /// Waits, and says whether the last run could factorise all sites.

@@ -23,12 +23,23 @@ pub fn rms_norm(x: &[bf16], gain: Option<&[bf16]>, d: usize, eps: f32) -> Vec<bf
     x.chunks_exact(d).flat_map(row).collect()
 }
 
-/// h [T, D] += y [T, D]; -> `rms_norm` of h.
-pub fn add_rms_norm(h: &mut [bf16], y: &[bf16], gain: &[bf16], d: usize, eps: f32) -> Vec<bf16> {
+/// The same of the residual stream h [T, D], which is f32.
+pub fn norm_residual(h: &[f32], gain: &[bf16], d: usize, eps: f32) -> Vec<bf16> {
+    let row = |h: &[f32]| {
+        let mean = h.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / d as f64;
+        let factor = 1.0 / (mean + f64::from(eps)).sqrt();
+        let value = |(x, gain): (&f32, &bf16)| bf16::from_f64(f64::from(*x) * factor * wide(*gain));
+        h.iter().zip(gain).map(value).collect::<Vec<_>>()
+    };
+    h.chunks_exact(d).flat_map(row).collect()
+}
+
+/// h [T, D] += y [T, D], both f32; -> `rms_norm` of h.
+pub fn add_rms_norm(h: &mut [f32], y: &[f32], gain: &[bf16], d: usize, eps: f32) -> Vec<bf16> {
     for (h, y) in h.iter_mut().zip(y) {
-        *h = bf16::from_f32(h.to_f32() + y.to_f32());
+        *h += y;
     }
-    rms_norm(h, Some(gain), d, eps)
+    norm_residual(h, gain, d, eps)
 }
 
 /// `rms_norm` of heads `first ..` `first + heads` of each row of x [T, stride], in place.

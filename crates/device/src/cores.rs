@@ -145,6 +145,23 @@ impl Cores {
         Ok(())
     }
 
+    /// Whether nothing is left of any core.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub(crate) fn holds_nothing(&self, model: &Model) -> Result<bool, Error> {
+        let zeros = |values: &[bf16]| values.iter().all(|value| *value == bf16::ZERO);
+        if let Some(slots) = model.slots() {
+            for at in 0..slots.count() {
+                if !zeros(&slots.slot(at)?.read(model.device())?) {
+                    return Ok(false);
+                }
+            }
+        }
+        let spare = self.spare.iter().all(|memory| zeros(memory.values()));
+        Ok(spare && self.resident.is_empty() && self.pinned.is_empty())
+    }
+
     /// A free slot, or the one used longest ago; none if this pass uses them all.
     fn victim(&self) -> Option<usize> {
         let order = |place: &Place| (place.core.is_some(), place.used);

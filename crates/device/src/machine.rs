@@ -61,6 +61,8 @@ pub struct Accelerator {
     windows: RefCell<Windows>,
     /// None where the processor reads out.
     reader: Option<Reader>,
+    /// Whether windows may ask for what single tokens wrote.
+    traces: bool,
 }
 
 /// What one pass can hold.
@@ -144,7 +146,7 @@ impl Accelerator {
             of_model.context_length.div_ceil(config.block_size),
         );
         let trained = generator_shape.clone().zip(trained.as_ref());
-        let model =
+        let mut model =
             Model::load(&device, shape, &weights.source(), trained, memory).map_err(failed)?;
         let capacity = Capacity {
             rows: room.rows,
@@ -162,6 +164,10 @@ impl Accelerator {
             _ => Ok(None),
         }
         .map_err(failed)?;
+        let traces = config.trace_budget_bytes > 0;
+        if traces {
+            model.keep_written().map_err(failed)?;
+        }
         let cores = generator_shape
             .map(|shape| Cores::new(shape, sites, options.slots.max(1), options.pinned));
         Ok(Self {
@@ -185,12 +191,24 @@ impl Accelerator {
             cores,
             windows: RefCell::new(Windows::new(options.windows)),
             reader,
+            traces,
         })
     }
 
     /// The device that it runs on.
     pub fn device(&self) -> &Device {
         self.model.device()
+    }
+
+    /// Whether nothing of any core is on the device or in pinned memory. Waits.
+    ///
+    /// # Errors
+    /// A device that is broken.
+    pub fn holds_no_core(&self) -> Result<bool, engine::Error> {
+        match &self.cores {
+            Some(cores) => cores.holds_nothing(&self.model).map_err(failed),
+            None => Ok(true),
+        }
     }
 
     /// Counts the copies of cores into slots, for who watches.
@@ -338,17 +356,26 @@ impl Accelerator {
     /// Takes note of what windows have been written.
     fn passed(&mut self, rows: &mut [Row<'_>], spans: &[Span]) -> Result<(), Error> {
         let windows = self.windows.get_mut();
+        let mut start = 0;
         for (row, span) in rows.iter_mut().zip(spans) {
-            let (Some(window), Some((name, _, len))) = (row.window.as_deref_mut(), span.write)
+            let first = start;
+            start += span.tokens.len();
+            let (Some(window), Some((name, skip, len))) = (row.window.as_deref_mut(), span.write)
             else {
                 continue;
             };
+            let refused = |error: generator::Error| Error::Shape {
+                what: error.to_string(),
+            };
+            if window.is_traced() && len > 0 {
+                for site in 0..window.site_count() {
+                    let (k, v) = self.model.written(site, first + skip, len)?;
+                    window.push_written(site, &k, &v).map_err(refused)?;
+                }
+            }
             let waits = self.form == Some(Form::Associative) && row.lookahead.is_none();
             windows.set_pending(name, span.tokens.last().copied().filter(|_| waits));
-            let passed = window.pass(row.tokens.len(), len);
-            passed.map_err(|error| Error::Shape {
-                what: error.to_string(),
-            })?;
+            window.pass(row.tokens.len(), len).map_err(refused)?;
         }
         Ok(())
     }
@@ -404,9 +431,8 @@ impl Machine for Accelerator {
         }
     }
 
-    /// What single tokens wrote stays on the device for the length of a pass.
     fn traces(&self) -> bool {
-        false
+        self.traces
     }
 
     fn land(&self, window: &mut Window) -> Result<(), generator::Error> {

@@ -7,12 +7,15 @@ use candle_core::Tensor;
 use cuda::{
     Buffer, Device, Error, GeneratorShape, Graph,
     ops::{Emitted, SiteCores},
-    read_out::{ITERATIONS, Kind, ReadOut, Sites},
+    read_out::{ITERATIONS, Kind, MORE_ITERATIONS, ReadOut, Sites},
 };
 use generator::{Core, Generator, PlainCore, State};
 use half::bf16;
 
 use crate::machine::of_state;
+
+/// More of N than this is not left undone if more iterations can help.
+const LEFT: f64 = 1e-2;
 
 /// A read-out with what it is told and what it finds.
 pub(crate) struct Reader {
@@ -20,6 +23,8 @@ pub(crate) struct Reader {
     sites: Sites,
     read_out: ReadOut,
     graph: Graph,
+    /// The same with more iterations, where there are any.
+    longer: Option<Graph>,
     /// [sites, R1, R2]
     s: Buffer<f32>,
     /// [sites, R1, R1]
@@ -61,7 +66,7 @@ impl Reader {
         let lambdas = generator.sites().iter().filter_map(generator::Site::ridge);
         let lambdas: Vec<f64> = lambdas.collect();
         let lambdas: &[f64] = if kind == Kind::Ridge { &lambdas } else { &[] };
-        let read_out = match ReadOut::new(device, kind, sites, ITERATIONS, lambdas) {
+        let mut read_out = match ReadOut::new(device, kind, sites, ITERATIONS, lambdas) {
             Err(Error::Unsupported { .. }) => return Ok(None),
             read_out => read_out?,
         };
@@ -72,24 +77,30 @@ impl Reader {
             .transpose()?;
         let floors = device.zeros(sites.count)?;
         let core = device.zeros(sites.count * site_size)?;
-        let run = || {
-            let to = Emitted {
-                slot: core.view(),
-                offset: 0,
-                site_size,
+        let captured = |read_out: &ReadOut| {
+            let run = || {
+                let to = Emitted {
+                    slot: core.view(),
+                    offset: 0,
+                    site_size,
+                };
+                let g = g.as_ref().map(Buffer::view);
+                read_out.run(device, s.view(), g, floors.view(), &to)
             };
-            let g = g.as_ref().map(Buffer::view);
-            read_out.run(device, s.view(), g, floors.view(), &to)
+            // Once before: what cuBLAS loads and chooses at its first call cannot be captured.
+            run()?;
+            device.synchronize()?;
+            device.capture(run)
         };
-        // Once before: what cuBLAS loads and chooses at its first call cannot be captured.
-        run()?;
-        device.synchronize()?;
-        let graph = device.capture(run)?;
+        let graph = captured(&read_out)?;
+        read_out.set_iterations(MORE_ITERATIONS);
+        let longer = (rank > 0).then(|| captured(&read_out)).transpose()?;
         Ok(Some(Self {
             device: device.clone(),
             sites,
             read_out,
             graph,
+            longer,
             s,
             g,
             floors,
@@ -143,8 +154,7 @@ impl Reader {
         let Sites {
             count, r1, rank, ..
         } = self.sites;
-        let found = self.graph.launch().and_then(|()| self.read_out.check());
-        match found {
+        match self.solve() {
             Ok(()) => {}
             Err(Error::NotPositive { site }) => {
                 let site = generator.sites().get(site).map(generator::Site::id);
@@ -174,6 +184,18 @@ impl Reader {
             });
         }
         generator.core(sites)
+    }
+
+    /// Runs as many iterations as the spectrum asks for.
+    fn solve(&self) -> Result<(), Error> {
+        self.graph.launch()?;
+        self.read_out.check()?;
+        if let Some(longer) = &self.longer
+            && self.read_out.left(ITERATIONS)? > LEFT
+        {
+            longer.launch()?;
+        }
+        Ok(())
     }
 
     fn clear(&self) -> Result<(), Error> {

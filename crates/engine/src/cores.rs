@@ -71,6 +71,13 @@ struct Lease {
     table: Table,
 }
 
+impl Slot {
+    /// The address of the core that stood at an index in one of its generations.
+    pub const fn new(index: usize, generation: u64) -> Self {
+        Self { index, generation }
+    }
+}
+
 impl Slots {
     fn put(&mut self, core: Core) -> Slot {
         let bytes = core.bytes();

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{ATTENDED, Noise, ROUNDED, Say, Scale, between};
+use super::{ATTENDED, Noise, ROUNDED, Say, Scale, between, error_of};
 use crate::{
     Device, Error,
     ops::{self, Attention, Cache, Heads, Parts, Rotation, Sequences, SiteCores},
@@ -16,7 +16,7 @@ pub(super) fn rows(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(
         (3, 136, 48, 700)
     };
     let mut noise = Noise(1);
-    let (mut h, y, gain) = (
+    let (h, y, gain) = (
         noise.bf16s(rows * d, 1.0),
         noise.bf16s(rows * d, 1.0),
         noise.bf16s(d, 1.0),
@@ -41,17 +41,20 @@ pub(super) fn rows(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(
         between(&x_at.read()?, &twin::rms_norm(&h, Some(&gain), d, 1e-5)),
         ROUNDED,
     );
+    let wide = |values: &[bf16]| values.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
+    let (mut residual, more) = (wide(&h), wide(&y));
+    let (residual_at, more_at) = (device.upload(&residual)?, device.upload(&more)?);
     ops::add_rms_norm(
         device,
         x_at.view(),
-        h_at.view(),
-        y_at.view(),
+        residual_at.view(),
+        more_at.view(),
         gain_at.view(),
         rows,
         d,
         1e-5,
     )?;
-    let want = twin::add_rms_norm(&mut h, &y, &gain, d, 1e-5);
+    let want = twin::add_rms_norm(&mut residual, &more, &gain, d, 1e-5);
     say(
         format!("add_rms_norm [{rows}, {d}]"),
         between(&x_at.read()?, &want),
@@ -59,7 +62,7 @@ pub(super) fn rows(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(
     );
     say(
         "the residual behind it".into(),
-        between(&h_at.read()?, &h),
+        error_of(&residual_at.read()?, &residual, f64::from, f64::from),
         0.0,
     );
     let gate_up = noise.bf16s(rows * 2 * f, 2.0);

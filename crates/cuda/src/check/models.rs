@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Noise, Say, Scale, THROUGH, error_of};
+use super::{Noise, Say, Scale, THROUGH, TOLD, error_of};
 use crate::{
     Batch, Bucket, Capacity, Device, Error, Files, GeneratorShape, Memory, Model, Rows, Shape,
     Source, Write,
@@ -280,7 +280,7 @@ pub(super) fn golden_cases(device: &Device, folder: &Path, say: &mut Say<'_>) ->
         say(
             format!("{name}: parallel (the core changes {change:.2})"),
             error_of(&logits(Some(0))?, &want, wide, |x| x),
-            2.0 * THROUGH,
+            TOLD,
         );
     }
     Ok(())

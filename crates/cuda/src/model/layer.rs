@@ -2,18 +2,19 @@
 
 use half::bf16;
 
-use super::{EPS, Model, Write};
+use super::{EPS, Model, SiteWork, Write};
 use crate::{
-    Batch, Buffer, Error, Form, GeneratorShape, Place, Shape, View,
+    Batch, Buffer, Element, Error, Form, GeneratorShape, Place, Shape, View,
+    batch::Group,
     ops::{self, Attention, Cache, Matrix, Parts, Product, Rotation, SiteCores},
     weights::{Layer, SiteWeights},
 };
 
 impl Model {
     /// y [T, out] = x [T, in] Wᵀ.
-    fn linear(
+    fn linear<Y: Element>(
         &self,
-        y: View<'_, bf16>,
+        y: View<'_, Y>,
         x: View<'_, bf16>,
         w: &Buffer<bf16>,
         rows: usize,
@@ -211,11 +212,11 @@ impl Model {
         ) in layer.sites.iter().enumerate()
         {
             let (keys, values) = (work.keys[index].view(), work.values[index].view());
-            ops::rms_norm(
+            ops::norm_residual(
                 &self.device,
                 work.n.view(),
                 self.work.h.view(),
-                Some(gain.view()),
+                gain.view(),
                 rows,
                 d,
                 EPS,
@@ -275,6 +276,15 @@ impl Model {
         } else {
             work.keys[at].view()
         };
+        if let (Some(written), false) = (&self.written, writes.is_empty()) {
+            let keep = |to: &Buffer<bf16>, from: View<'_, bf16>, width: usize| {
+                let at = site * self.memory.rows * width;
+                let to = to.view().part(at, rows * width)?;
+                to.copy_from(&self.device, from.part(0, rows * width)?)
+            };
+            keep(&written.keys, keys, r1)?;
+            keep(&written.values, work.values[at].view(), r2)?;
+        }
         for write in writes.iter().filter(|write| write.len > 0) {
             let k = Matrix::dense(keys.part(write.first * r1, write.len * r1)?, r1);
             let v = Matrix::dense(
@@ -334,8 +344,43 @@ impl Model {
                 batch.scales()?,
                 rows,
             )?;
+            for group in &batch.groups {
+                self.apply_to_group(group, &cores, work)?;
+            }
         }
         Ok(())
+    }
+
+    /// c [T, R2] of the rows of one core, by matrix products.
+    fn apply_to_group(
+        &self,
+        group: &Group,
+        cores: &SiteCores<'_>,
+        work: &SiteWork,
+    ) -> Result<(), Error> {
+        let &Group {
+            first,
+            rows,
+            slot,
+            scale,
+        } = group;
+        let SiteCores { r1, r2, rank, .. } = *cores;
+        let at = slot * cores.slot_size + cores.offset;
+        let core = cores.arena.part(at, SiteCores::size(r1, r2, rank))?;
+        let a = Matrix::dense(work.a.view().part(first * r1, rows * r1)?, r1);
+        let c = Matrix::dense(work.c.view().part(first * r2, rows * r2)?, r2);
+        let device = &self.device;
+        if rank == 0 {
+            let product = Product::linear(rows, r2, r1).scaled(f64::from(scale), 0.0);
+            return ops::multiply(device, &product, a, Matrix::dense(core, r1), c);
+        }
+        let b = work.b_grouped.view().part(first * rank, rows * rank)?;
+        let b = Matrix::dense(b, rank);
+        let (u, v) = (core.part(0, rank * r1)?, core.part(rank * r1, rank * r2)?); // Uᵀ [q, R1], V [R2, q]
+        let down = Product::linear(rows, rank, r1);
+        ops::multiply(device, &down, a, Matrix::dense(u, r1), b)?;
+        let up = Product::linear(rows, r2, rank).scaled(f64::from(scale), 0.0);
+        ops::multiply(device, &up, b, Matrix::dense(v, rank), c)
     }
 
     /// y [T, D] += c Bᵀ of a site, if there is one.

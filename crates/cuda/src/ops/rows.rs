@@ -34,7 +34,34 @@ pub fn rms_norm(
     device.launch(Kernel::RmsNorm, [rows, 1, 1], 256, 0, &arguments)
 }
 
-/// h [T, D] += y [T, D]; then x [T, D] = `rms_norm` of h.
+/// The same of the residual stream h [T, D], which is f32.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn norm_residual(
+    device: &Device,
+    y: View<'_, bf16>,
+    h: View<'_, f32>,
+    gain: View<'_, bf16>,
+    rows: usize,
+    d: usize,
+    eps: f32,
+) -> Result<(), Error> {
+    eights(&[d])?;
+    holds("y", y, rows * d)?;
+    holds("h", h, rows * d)?;
+    holds("gain", gain, d)?;
+    let arguments = [
+        y.argument(),
+        h.argument(),
+        gain.argument(),
+        of(d)?,
+        Argument::F32(eps),
+    ];
+    device.launch(Kernel::NormResidual, [rows, 1, 1], 256, 0, &arguments)
+}
+
+/// h [T, D] += y [T, D], both f32; then x [T, D] = `rms_norm` of h.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::Call`].
@@ -45,17 +72,17 @@ pub fn rms_norm(
 pub fn add_rms_norm(
     device: &Device,
     x: View<'_, bf16>,
-    h: View<'_, bf16>,
-    y: View<'_, bf16>,
+    h: View<'_, f32>,
+    y: View<'_, f32>,
     gain: View<'_, bf16>,
     rows: usize,
     d: usize,
     eps: f32,
 ) -> Result<(), Error> {
     eights(&[d])?;
-    for (name, view) in [("x", x), ("h", h), ("y", y)] {
-        holds(name, view, rows * d)?;
-    }
+    holds("x", x, rows * d)?;
+    holds("h", h, rows * d)?;
+    holds("y", y, rows * d)?;
     holds("gain", gain, d)?;
     let arguments = [
         x.argument(),
@@ -153,6 +180,30 @@ pub fn add_mass(
         of(r2)?,
     ];
     device.launch(Kernel::AddMass, [1, 1, 1], 1024, 0, &arguments)
+}
+
+/// The same into f32: what the residual stream begins with.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn gather_residual(
+    device: &Device,
+    out: View<'_, f32>,
+    table: View<'_, bf16>,
+    index: View<'_, u32>,
+    rows: usize,
+    d: usize,
+) -> Result<(), Error> {
+    holds("out", out, rows * d)?;
+    holds("index", index, rows)?;
+    let arguments = [
+        out.argument(),
+        table.argument(),
+        index.argument(),
+        of(d)?,
+        of(table.len / d)?,
+    ];
+    device.launch(Kernel::GatherResidual, [rows, 1, 1], 256, 0, &arguments)
 }
 
 /// m [T, F] = silu(gate) up of gate_up [T, 2F].

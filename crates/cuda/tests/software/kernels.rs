@@ -33,9 +33,15 @@ fn norms_are_those_of_their_twins() {
     with_device(|device| {
         let mut random = Random::new(1);
         for (rows, d) in [(1, 8), (3, 576), (2, 4096), (5, 2056)] {
-            let [x, y, gain] = [rows * d, rows * d, d].map(|len| noise(&mut random, len, 2.0));
-            let [x_at, y_at, gain_at] =
-                [&x, &y, &gain].map(|values| device.upload(values).unwrap());
+            let [x, gain] = [rows * d, d].map(|len| noise(&mut random, len, 2.0));
+            let [x_at, gain_at] = [&x, &gain].map(|values| device.upload(values).unwrap());
+            let mut numbers = || {
+                (0..rows * d)
+                    .map(|_| random.normal() as f32)
+                    .collect::<Vec<_>>()
+            };
+            let (mut h, y) = (numbers(), numbers());
+            let [h_at, y_at] = [&h, &y].map(|values| device.upload(values).unwrap());
             let out = device.alloc::<bf16>(rows * d).unwrap();
             ops::rms_norm(
                 device,
@@ -55,10 +61,22 @@ fn norms_are_those_of_their_twins() {
             );
             ops::rms_norm(device, out.view(), x_at.view(), None, rows, d, 1e-6).unwrap();
             assert!(error(&out.read().unwrap(), &twin::rms_norm(&x, None, d, 1e-6)) < LAST_BIT);
+            ops::norm_residual(
+                device,
+                out.view(),
+                h_at.view(),
+                gain_at.view(),
+                rows,
+                d,
+                1e-5,
+            )
+            .unwrap();
+            let want = twin::norm_residual(&h, &gain, d, 1e-5);
+            assert!(error(&out.read().unwrap(), &want) < LAST_BIT);
             ops::add_rms_norm(
                 device,
                 out.view(),
-                x_at.view(),
+                h_at.view(),
                 y_at.view(),
                 gain_at.view(),
                 rows,
@@ -66,10 +84,9 @@ fn norms_are_those_of_their_twins() {
                 1e-5,
             )
             .unwrap();
-            let mut h = x.clone();
             let want = twin::add_rms_norm(&mut h, &y, &gain, d, 1e-5);
             assert!(error(&out.read().unwrap(), &want) < LAST_BIT);
-            assert_eq!(x_at.read().unwrap(), h);
+            assert_eq!(h_at.read().unwrap(), h);
         }
     });
 }
@@ -122,7 +139,20 @@ fn rows_are_gathered_gated_and_shifted_as_by_their_twins() {
             d,
         )
         .unwrap();
-        assert_eq!(out.read().unwrap(), twin::gather_rows(&table, &index, d));
+        let want = twin::gather_rows(&table, &index, d);
+        assert_eq!(out.read().unwrap(), want);
+        let residual = device.alloc(index.len() * d).unwrap();
+        ops::gather_residual(
+            device,
+            residual.view(),
+            table_at.view(),
+            index_at.view(),
+            index.len(),
+            d,
+        )
+        .unwrap();
+        let want: Vec<f32> = want.iter().map(|value| value.to_f32()).collect();
+        assert_eq!(residual.read().unwrap(), want);
 
         let gate_up = noise(&mut random, 2 * 2 * f, 3.0);
         let (gate_up_at, m) = (

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use half::bf16;
 
 use super::{Keeps, State, Sums, Window, foreign_site};
 use crate::error::Error;
@@ -76,6 +77,34 @@ impl Window {
         }
         for (index, sums) in all.into_iter().enumerate() {
             self.site_mut(index)?.sums = sums;
+        }
+        Ok(())
+    }
+
+    /// Whether it keeps what every token writes, for a [`crate::Trace`].
+    pub fn is_traced(&self) -> bool {
+        self.sites.first().is_some_and(|site| site.rows.is_some())
+    }
+
+    /// Adds what tokens wrote at a site to what it keeps of them: k [n, R1], v [n, R2].
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] for a site that is not there, or rows of other sizes.
+    pub fn push_written(&mut self, site: usize, k: &[bf16], v: &[bf16]) -> Result<(), Error> {
+        let part = self.site_mut(site)?;
+        let Keeps { r1, r2, .. } = part.sums.keeps()?;
+        if k.len() / r1 * r1 != k.len() || k.len() / r1 * r2 != v.len() {
+            return Err(Error::Foreign {
+                detail: format!(
+                    "{} and {} values for rows of {r1} and {r2}",
+                    k.len(),
+                    v.len()
+                ),
+            });
+        }
+        if let Some(rows) = &mut part.rows {
+            rows.k.extend_from_slice(k);
+            rows.v.extend_from_slice(v);
         }
         Ok(())
     }
