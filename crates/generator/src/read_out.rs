@@ -96,11 +96,7 @@ pub(crate) fn read_out(
         }
     };
     let core = core.to_tensors()?.ok_or_else(not_finite)?;
-    let core = if site.rounds() {
-        core.rounded()?
-    } else {
-        core
-    };
+    let core = if site.rounds() { core.rounded()? } else { core };
     Ok((core, gate))
 }
 
