@@ -119,15 +119,6 @@ impl Core {
         self.gates.is_some()
     }
 
-    /// The same core, for all tokens alike.
-    #[must_use]
-    pub fn without_gates(&self) -> Self {
-        Self {
-            sites: Arc::clone(&self.sites),
-            gates: None,
-        }
-    }
-
     /// Bytes of its tensors.
     pub fn bytes(&self) -> usize {
         let bytes = |core: &SiteCore| match core {
