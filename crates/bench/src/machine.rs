@@ -19,6 +19,10 @@ pub(crate) struct Machine {
     pub(crate) system: String,
     /// Load average of the last minute when the measurement began.
     pub(crate) load_before: Option<f64>,
+    /// The command that measured, with its arguments.
+    pub(crate) command: String,
+    /// The day, as in 2026-11-22, of universal time.
+    pub(crate) date: String,
 }
 
 impl Machine {
@@ -51,8 +55,31 @@ impl Machine {
                 .collect(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             load_before: load.and_then(|text| text.split_whitespace().next()?.parse().ok()),
+            command: command(),
+            date: date(),
         }
     }
+}
+
+/// The command line; the program by its name alone.
+fn command() -> String {
+    let mut arguments = std::env::args();
+    let program = arguments.next().unwrap_or_default();
+    let name = Path::new(&program).file_name();
+    let name = name.map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    [name]
+        .into_iter()
+        .chain(arguments)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn date() -> String {
+    let output = Command::new("date").args(["-u", "+%F"]).output();
+    let text = output
+        .ok()
+        .and_then(|output| String::from_utf8(output.stdout).ok());
+    text.unwrap_or_default().trim().to_owned()
 }
 
 /// The commit of the checkout that this was built from, `+` behind it if something was changed; empty if there is none.

@@ -1,11 +1,11 @@
 //! `imprint bench report`: tables and a plot of what the other verbs wrote as JSON, so that no figure is copied by hand.
 //!
-//! Reads `bench serve`, `bench start`, `bench offline` and what the peers' scripts wrote. Start at [`run`].
+//! Reads `bench offline`, `serve`, `start`, `beside`, `append`, `sessions` and what the peers' scripts wrote. Start at [`run`].
 
 mod plot;
+mod tables;
 
 use std::{
-    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use self::plot::{Plot, Series};
+use self::{
+    plot::{Plot, Series},
+    tables::{is_load, number, tables},
+};
 
 /// Between these lines of a file stands what this verb wrote into it.
 const BEGIN: &str = "<!-- bench report: begin -->";
@@ -76,103 +79,6 @@ fn placed(old: &str, tables: &str) -> Result<String> {
         tables.trim(),
         &old[end..]
     ))
-}
-
-fn number(value: &Value, name: &str) -> f64 {
-    value[name].as_f64().unwrap_or(f64::NAN)
-}
-
-/// A load of ours or of a peer.
-fn is_load(value: &Value) -> bool {
-    value["output_throughput"].is_number()
-}
-
-/// All files' tables, one kind after the other.
-fn tables(all: &[Value]) -> String {
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let loads: Vec<_> = all.iter().filter(|value| is_load(value)).collect();
-    if !loads.is_empty() {
-        text += "| load | answered tok/s | answers/s | TTFT p50, p99 ms | ITL p50, p99 ms | TPOT p50 ms | right | failed |\n";
-        text += "|---|---|---|---|---|---|---|---|\n";
-        for load in loads {
-            let n = |name: &str| number(load, name);
-            let _ = writeln!(
-                text,
-                "| {} | {:.1} | {:.2} | {:.0}, {:.0} | {:.0}, {:.0} | {:.0} | {}/{} | {} |",
-                label(load),
-                n("output_throughput"),
-                n("request_throughput"),
-                n("p50_ttft_ms"),
-                n("p99_ttft_ms"),
-                n("p50_itl_ms"),
-                n("p99_itl_ms"),
-                n("p50_tpot_ms"),
-                load["answers_right"],
-                load["completed"],
-                load["failed"],
-            );
-        }
-    }
-    for start in all
-        .iter()
-        .filter(|value| value["figures"]["listening_ms"].is_array())
-    {
-        text += "\n| from start to | median | least | most |\n|---|---|---|---|\n";
-        if let Some(figures) = start["figures"].as_object() {
-            for (name, values) in figures {
-                let values = values.as_array().map(Vec::as_slice).unwrap_or_default();
-                let mut values: Vec<_> = values.iter().filter_map(Value::as_f64).collect();
-                values.sort_by(f64::total_cmp);
-                if let (Some(least), Some(most)) = (values.first(), values.last()) {
-                    let median = values[values.len() / 2];
-                    let name = name.replace('_', " ");
-                    let _ = writeln!(text, "| {name} | {median:.0} | {least:.0} | {most:.0} |");
-                }
-            }
-        }
-    }
-    for offline in all.iter().filter(|value| value["ratios"].is_object()) {
-        text += "\n| ratio | median |\n|---|---|\n";
-        if let Some(ratios) = offline["ratios"].as_object() {
-            for (name, ratio) in ratios {
-                let median = ratio["median"].as_f64().or_else(|| ratio.as_f64());
-                let _ = writeln!(
-                    text,
-                    "| {} | {:.2} |",
-                    name.replace('_', " "),
-                    median.unwrap_or(f64::NAN)
-                );
-            }
-        }
-    }
-    text
-}
-
-/// What a load was.
-fn label(load: &Value) -> String {
-    let mut label = load["backend"].as_str().unwrap_or("?").to_owned();
-    if let Some(sessions) = load["num_sessions"].as_u64() {
-        label += &format!(", {sessions} sessions");
-    }
-    if let Some(slots) = load["slots"].as_u64() {
-        label += &format!(", {slots} slots");
-    }
-    if load["in_context"] == true {
-        label += ", in prompts";
-    }
-    match load["request_rate"].as_f64() {
-        Some(rate) => label += &format!(", {rate}/s"),
-        None => {
-            if let Some(concurrency) = load["max_concurrency"].as_u64() {
-                label += &format!(", {concurrency} at once");
-            }
-        }
-    }
-    if let Some(share) = load["ingest_share"].as_f64().filter(|share| *share > 0.0) {
-        label += &format!(", {:.0} % telling", share * 100.0);
-    }
-    label
 }
 
 /// Percentiles of loads at rates against these; nothing of fewer than two rates.

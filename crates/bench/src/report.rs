@@ -122,7 +122,6 @@ struct Model {
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     commit: String,
-    command: String,
     optimised: bool,
     machine: Machine,
     model: Model,
@@ -153,7 +152,6 @@ impl Report {
             .filter_map(|(name, values)| Some((*name, Figure::of(values)?)));
         Self {
             commit,
-            command: std::env::args().collect::<Vec<_>>().join(" "),
             optimised: !cfg!(debug_assertions),
             machine,
             model: Model {

@@ -39,6 +39,9 @@ pub struct Args {
     /// The bearer key, for a server with keys.
     #[arg(long, env = "IMPRINT_KEY", hide_env_values = true)]
     pub key: Option<Key>,
+    /// What the figures call the server, where it is another's.
+    #[arg(long, default_value = "imprint", value_name = "NAME")]
+    pub backend: String,
     /// Where the server tells its metrics, for what it counts beside the load; a server of our own is asked by itself.
     #[arg(long, value_name = "URL")]
     pub metrics: Option<String>,
@@ -273,12 +276,10 @@ impl Measured {
     fn json(&self, args: &Args) -> Map<String, Value> {
         let mut all = self.figures.json();
         let mut set = |name: &str, value: Value| drop(all.insert(name.to_owned(), value));
-        set("backend", json!("imprint"));
+        set("backend", json!(args.backend));
         set("model_id", json!(self.model.name));
         set("weight_format", json!(self.model.weight_format));
         set("commit", json!(machine::commit()));
-        let command: Vec<_> = std::env::args().collect();
-        set("command", json!(command.join(" ")));
         set("optimised", json!(!cfg!(debug_assertions)));
         set("machine", json!(self.machine));
         let rate = args.burst.is_none() && args.trace.is_none();

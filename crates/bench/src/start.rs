@@ -94,10 +94,8 @@ pub async fn run(args: &Args, flags: &[String]) -> Result<()> {
             .into_iter()
             .map(|(name, values)| (name.to_owned(), json!(values)))
             .collect();
-        let command: Vec<_> = std::env::args().collect();
         let value = json!({
             "commit": machine::commit(),
-            "command": command.join(" "),
             "optimised": !cfg!(debug_assertions),
             "machine": machine,
             "figures": figures,

@@ -31,7 +31,54 @@ fn starts_and_ratios_have_tables_of_their_own() {
         table.contains("| listening ms | 200 | 100 | 300 |"),
         "{table}"
     );
-    assert!(table.contains("| decode vs peer | 1.50 |"), "{table}");
+    assert!(
+        table.contains("| decode vs peer | 1.50 | 1.50 ... 1.50 |"),
+        "{table}"
+    );
+}
+
+#[test]
+fn a_table_names_the_command_and_the_range_of_its_figures() {
+    let offline = json!({
+        "ratios": {"decode_vs_llama_cpp": 2.0, "unheard_of": 3.0},
+        "ranges": {"decode_vs_llama_cpp": {"values": [2.5, 2.0, 1.5]}},
+        "machine": {"command": "imprint bench offline", "cpu": "a processor", "threads": 2},
+        "commit": "abc",
+    });
+    let table = tables(&[offline]);
+    assert!(
+        table.contains("| decode, over llama.cpp | 2.00 | 1.50 ... 2.50 |"),
+        "{table}"
+    );
+    assert!(table.contains("| unheard of | 3.00 |"), "{table}");
+    let origin = "`imprint bench offline`, a processor, 2 threads, commit abc\n";
+    assert!(table.ends_with(origin), "{table}");
+}
+
+#[test]
+fn every_kind_of_measurement_has_a_table() {
+    let beside = json!({
+        "quiet": {"p50_ms": 1.0, "p99_ms": 2.0}, "beside": {"p50_ms": 3.0, "p99_ms": 4.0},
+        "p99_beside_over_quiet": 2.0, "context_tokens_per_s": 180.4,
+    });
+    let append = json!({
+        "windows": [{"from": 1, "to": 4, "p50_ms": 7.0, "p90_ms": 8.0}],
+        "tail": {"tokens": 8, "p50_ms": 5.0, "p99_ms": 6.0},
+    });
+    let run = json!({
+        "sessions": 16, "slots": 4, "created_s": 1.5, "ttft_p50_ms": 20.0, "ttft_p99_ms": 40.0, "tokens_per_s": 9.0,
+        "hits": 1, "from_disk": 2, "read_again": 3, "resident_bytes": 5_000_000,
+    });
+    let table = tables(&[beside, append, json!({"runs": [run]})]);
+    for row in [
+        "| beside an ingest | 3.0 | 4.0 |",
+        "p99 beside over quiet 2.00; 180 context tokens/s",
+        "| window 1 to 4 | 7.0 | 8.0 |",
+        "8 tokens into an open window, visible: p50 5.0 ms, p99 6.0 ms.",
+        "| 16 | 4 | 1.5 | 20, 40 | 9.0 | 1 | 2 | 3 | 5 |",
+    ] {
+        assert!(table.contains(row), "{row} is not in {table}");
+    }
 }
 
 #[test]
