@@ -25,7 +25,7 @@ impl Files {
         let tensors = Tensors::open(model)?;
         let (mut loaded, mut trained) = (None, None);
         if let Some(folder) = generator {
-            let generator = Generator::load(folder, &tensors.shape())?;
+            let generator = Generator::load(folder, &tensors.config().base_shape())?;
             if !generator.config().names_base(tensors.digest()) {
                 return Err(lm::Error::ForeignBase {
                     expected: generator.config().base_digest.join(" or "),

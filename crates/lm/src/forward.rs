@@ -13,10 +13,9 @@ use kernels::Linear;
 use crate::{
     Config, Error, KvCache, LoadOptions, Row,
     batch::{Batch, Stage},
-    config::RopeScaling,
-    gguf::Gguf,
     kv::LayerCache,
-    weights::{Rows, Weights, digest, safetensors_files},
+    tensors::Tensors,
+    weights::{Rows, Weights},
 };
 
 /// A frozen decoder, with a generator at its sites or without one.
@@ -90,24 +89,11 @@ impl Lm {
     /// # Errors
     /// [`Error::File`], [`Error::MissingTensor`] or [`Error::Shape`], naming file, key and value.
     pub fn load(path: &Path, options: LoadOptions) -> Result<Self, Error> {
-        if path.is_dir() {
-            let config = Config::from_folder(path)?;
-            let weights = Weights::from_folder(path, options)?;
-            // The same weights under another config (say, another rope_theta) are another function.
-            let mut files = vec![path.join("config.json")];
-            files.extend(safetensors_files(path)?);
-            return Self::build(config, weights, digest(&files)?);
-        }
-        let gguf = Gguf::open(path)?;
-        let config = Config::from_gguf(&gguf)?;
-        let weights = Weights::from_gguf(gguf, config.architecture, options)?;
-        Self::build(config, weights, digest(&[path.to_owned()])?)
-    }
-
-    fn build(mut config: Config, mut weights: Weights, digest: String) -> Result<Self, Error> {
-        if let Some(divisors) = weights.rope_divisors(config.head_dim / 2)? {
-            config.rope_scaling = RopeScaling::Divisors(divisors);
-        }
+        let Tensors {
+            config,
+            mut weights,
+            digest,
+        } = Tensors::open_for(path, options)?;
         let Config { vocab, hidden, .. } = config;
         let embedding =
             Arc::new(weights.linear("model.embed_tokens.weight", vocab, hidden, Rows::Plain)?);

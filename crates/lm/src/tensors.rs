@@ -4,8 +4,6 @@
 
 use std::path::Path;
 
-use generator::BaseShape;
-
 use crate::{
     Config, Error, LoadOptions,
     config::RopeScaling,
@@ -15,9 +13,9 @@ use crate::{
 
 /// The files of a decoder, to be read tensor by tensor.
 pub struct Tensors {
-    config: Config,
-    weights: Weights,
-    digest: String,
+    pub(crate) config: Config,
+    pub(crate) weights: Weights,
+    pub(crate) digest: String,
 }
 
 impl Tensors {
@@ -26,8 +24,13 @@ impl Tensors {
     /// # Errors
     /// As there, up to the first weight.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let options = LoadOptions::default();
+        Self::open_for(path, LoadOptions::default())
+    }
+
+    /// The same for weights that are held as `options` say.
+    pub(crate) fn open_for(path: &Path, options: LoadOptions) -> Result<Self, Error> {
         let (mut config, mut weights, files) = if path.is_dir() {
+            // The same weights under another config (say, another rope_theta) are another function.
             let mut files = vec![path.join("config.json")];
             files.extend(safetensors_files(path)?);
             let weights = Weights::from_folder(path, options)?;
@@ -61,11 +64,6 @@ impl Tensors {
     /// Elements read so far.
     pub fn parameters(&self) -> u64 {
         self.weights.parameters()
-    }
-
-    /// What a generator must know of this base.
-    pub fn shape(&self) -> BaseShape {
-        self.config.base_shape()
     }
 
     /// A tensor by its name in the HF layout, in f32, row by row; rows of q and k in the order of halves.
