@@ -7,7 +7,7 @@ use std::{
 };
 
 /// One file of machine code each.
-const FILES: [&str; 5] = ["attention", "cores", "factor", "norm", "rows"];
+const FILES: [&str; 6] = ["attention", "cores", "draw", "factor", "norm", "rows"];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");

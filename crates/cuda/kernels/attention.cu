@@ -18,10 +18,10 @@ struct Sequences {
 };
 
 // out [T, H Dh] if there is one split, else partial [T, H, splits, Dh] and its maxima and sums [T, H, splits, 2].
-// q: rows of `stride` elements, heads first; caches [blocks block_size, Hkv Dh]. Grid (tiles, Hkv, splits), WARPS warps.
+// q [T, H Dh]; caches [blocks block_size, Hkv Dh]. Grid (tiles, Hkv, splits), WARPS warps.
 template <int DH, int WARPS>
 DEVICE void attend(bf16* out, float* partial, float* extents, const bf16* q, const bf16* k_cache, const bf16* v_cache, Sequences s,
-                   unsigned stride, unsigned heads, unsigned kv_heads, unsigned block_size, unsigned max_blocks, unsigned window,
+                   unsigned heads, unsigned kv_heads, unsigned block_size, unsigned max_blocks, unsigned window,
                    float scale, unsigned char* shared) {
   constexpr int ROW = DH + 8;  // padded: rows of a matrix lie in different banks
   const unsigned lane = threadIdx.x & 31u, warp = threadIdx.x >> 5, kv_head = blockIdx.y, splits = gridDim.z, split = blockIdx.z;
@@ -53,7 +53,7 @@ DEVICE void attend(bf16* out, float* partial, float* extents, const bf16* q, con
 #pragma unroll
     for (int part = 0; part < 4; part++) {
       const int i = part & 1, column = k * 16 + (part >> 1) * 8 + (int)(lane % 4) * 2;
-      qf[k][part] = real[i] ? *(const uint32_t*)(q + (size_t)query_row[i] * stride + (size_t)head[i] * DH + column) : 0u;
+      qf[k][part] = real[i] ? *(const uint32_t*)(q + ((size_t)query_row[i] * heads + head[i]) * DH + column) : 0u;
     }
 
   bf16* stages = (bf16*)shared;  // [2][K, V][KEYS][ROW]
@@ -179,11 +179,11 @@ DEVICE void attend(bf16* out, float* partial, float* extents, const bf16* q, con
 #define ATTEND(NAME, DH, WARPS)                                                                                                    \
   KERNEL NAME(bf16* out, float* partial, float* extents, const bf16* q, const bf16* k_cache, const bf16* v_cache,                  \
               const unsigned* tiles, const unsigned* starts, const unsigned* lengths, const unsigned* positions,                   \
-              const unsigned* blocks, unsigned stride, unsigned heads, unsigned kv_heads, unsigned block_size,                     \
+              const unsigned* blocks, unsigned heads, unsigned kv_heads, unsigned block_size,                                      \
               unsigned max_blocks, unsigned window, float scale) {                                                                 \
     DYNAMIC_SHARED(shared);                                                                                                        \
     const Sequences s = {tiles, starts, lengths, positions, blocks};                                                               \
-    attend<DH, WARPS>(out, partial, extents, q, k_cache, v_cache, s, stride, heads, kv_heads, block_size, max_blocks, window,      \
+    attend<DH, WARPS>(out, partial, extents, q, k_cache, v_cache, s, heads, kv_heads, block_size, max_blocks, window,              \
                       scale, shared);                                                                                              \
   }
 ATTEND(attend_16, 16, 4)

@@ -1,21 +1,22 @@
 // The per-session core at one site: c = scale (a U) Vᵀ with each row's own U, V out of an arena of slots.
 //
 // Which adapters are in the batch is data: slots [T], -1 for none. A slot holds Uᵀ [q, R1] and V [R2, q] of every site at fixed
-// offsets; dense cores hold Nᵀ [R2, R1]. R1, R2 and q are multiples of 8.
+// offsets; dense cores hold Nᵀ [R2, R1]. R1, R2 and q are multiples of 8. a and b are f32.
 #include "machine.cuh"
 
-// The dot product of two rows of n bf16, over a warp.
-DEVICE float dot_warp(const bf16* x, const bf16* y, unsigned n) {
+// The dot product of a row of n floats and one of n bf16, over a warp.
+DEVICE float dot_warp(const float* x, const bf16* y, unsigned n) {
   float sum = 0.f;
   for (unsigned at = (threadIdx.x & 31u) * 8; at < n; at += 256) {
-    const Eight u = *(const Eight*)(x + at), v = *(const Eight*)(y + at);
-    for (int i = 0; i < 8; i++) sum = fmaf(to_float(u.at[i]), to_float(v.at[i]), sum);
+    const EightFloats u = *(const EightFloats*)(x + at);
+    const Eight v = *(const Eight*)(y + at);
+    for (int i = 0; i < 8; i++) sum = fmaf(u.at[i], to_float(v.at[i]), sum);
   }
   return warp_sum(sum);
 }
 
 // b [T, q] f32 = a [T, R1] U. Grid (ceil(q / warps), T), one warp a column.
-KERNEL core_down(float* b, const bf16* a, const bf16* arena, const int* slots, uint64_t slot_size, uint64_t offset, unsigned r1,
+KERNEL core_down(float* b, const float* a, const bf16* arena, const int* slots, uint64_t slot_size, uint64_t offset, unsigned r1,
                  unsigned q) {
   const unsigned row = blockIdx.y, column = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
   const int slot = slots[row];
@@ -43,7 +44,7 @@ KERNEL core_up(bf16* c, const float* b, const bf16* arena, const int* slots, con
 }
 
 // c [T, R2] = scales [T] a [T, R1] N for dense cores; 0 for rows without a core. Grid (ceil(R2 / warps), T), one warp a column.
-KERNEL core_dense(bf16* c, const bf16* a, const bf16* arena, const int* slots, const float* scales, uint64_t slot_size,
+KERNEL core_dense(bf16* c, const float* a, const bf16* arena, const int* slots, const float* scales, uint64_t slot_size,
                   uint64_t offset, unsigned r1, unsigned r2) {
   const unsigned row = blockIdx.y, column = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
   const int slot = slots[row];

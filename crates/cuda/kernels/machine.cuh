@@ -16,6 +16,8 @@ DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 DEVICE bf16 to_bf16(float x) { return __float2bfloat16(x); }
 DEVICE float from_lane_xor(float x, unsigned mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE unsigned from_lane_xor(unsigned x, unsigned mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+DEVICE double from_lane_xor(double x, unsigned mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+DEVICE uint64_t from_lane_xor(uint64_t x, unsigned mask) { return __shfl_xor_sync(0xffffffffu, (unsigned long long)x, mask); }
 
 // 16 bytes from device to shared memory; zeros if not `there` (then `from` is not read).
 DEVICE void copy16_async(void* to, const void* from, bool there) {
@@ -46,7 +48,8 @@ DEVICE void multiply_add(float c[4], const uint32_t a[4], const uint32_t b[2]) {
 #include "../soft/machine.h"
 #endif
 
-struct alignas(16) Eight { bf16 at[8]; };  // one 16-byte access
+struct alignas(16) Eight { bf16 at[8]; };        // one 16-byte access
+struct alignas(16) EightFloats { float at[8]; };  // two
 
 DEVICE uint32_t pair_of(float low, float high) {
   union { bf16 halves[2]; uint32_t word; } pair;
@@ -55,20 +58,38 @@ DEVICE uint32_t pair_of(float low, float high) {
   return pair.word;
 }
 
-DEVICE float warp_sum(float x) {
+template <class T>
+DEVICE T warp_sum(T x) {
   for (unsigned mask = 16; mask; mask >>= 1) x += from_lane_xor(x, mask);
   return x;
 }
 
 // The sum over a block of whole warps, the same in every thread: warps in order, so the same bits in every run.
-DEVICE float block_sum(float x) {
-  __shared__ float sums[32];
+template <class T>
+DEVICE T block_sum(T x) {
+  __shared__ T sums[32];
   const unsigned lane = threadIdx.x & 31u, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   x = warp_sum(x);
   __syncthreads();  // an earlier sum may still be read
   if (lane == 0) sums[warp] = x;
   __syncthreads();
-  float sum = 0.f;
+  T sum = 0;
   for (unsigned i = 0; i < warps; i++) sum += sums[i];
   return sum;
+}
+
+// The largest of a block of whole warps, the same in every thread.
+DEVICE uint64_t block_largest(uint64_t x) {
+  __shared__ uint64_t each[32];
+  const unsigned lane = threadIdx.x & 31u, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+  for (unsigned mask = 16; mask; mask >>= 1) {
+    const uint64_t other = from_lane_xor(x, mask);
+    if (other > x) x = other;
+  }
+  __syncthreads();  // an earlier one may still be read
+  if (lane == 0) each[warp] = x;
+  __syncthreads();
+  for (unsigned i = 0; i < warps; i++)
+    if (each[i] > x) x = each[i];
+  return x;
 }

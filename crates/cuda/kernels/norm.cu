@@ -40,10 +40,10 @@ KERNEL add_rms_norm(bf16* x, float* h, const float* y, const bf16* gain, unsigne
 }
 
 // Each head's norm in place (Qwen 3). x [T, stride], heads `first` .. of Dh; gain [Dh]. Grid (T, heads), one warp each.
-KERNEL head_norm(bf16* x, const bf16* gain, unsigned first, unsigned dh, unsigned stride, float eps) {
-  bf16* head = x + (size_t)blockIdx.x * stride + (size_t)(first + blockIdx.y) * dh;
+KERNEL head_norm(float* x, const bf16* gain, unsigned first, unsigned dh, unsigned stride, float eps) {
+  float* head = x + (size_t)blockIdx.x * stride + (size_t)(first + blockIdx.y) * dh;
   float squares = 0.f;
-  for (unsigned i = threadIdx.x; i < dh; i += 32) squares = fmaf(to_float(head[i]), to_float(head[i]), squares);
+  for (unsigned i = threadIdx.x; i < dh; i += 32) squares = fmaf(head[i], head[i], squares);
   const float factor = rsqrtf(warp_sum(squares) / (float)dh + eps);
-  for (unsigned i = threadIdx.x; i < dh; i += 32) head[i] = to_bf16(to_float(head[i]) * factor * to_float(gain[i]));
+  for (unsigned i = threadIdx.x; i < dh; i += 32) head[i] = head[i] * factor * to_float(gain[i]);
 }

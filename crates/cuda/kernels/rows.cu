@@ -34,20 +34,30 @@ KERNEL silu_mul(bf16* m, const bf16* gate_up, unsigned f) {
 }
 
 // x [T, N] += bias [N]. One block a row.
-KERNEL add_bias(bf16* x, const bf16* bias, unsigned n) {
-  bf16* row = x + (size_t)blockIdx.x * n;
-  for (unsigned i = threadIdx.x; i < n; i += blockDim.x) row[i] = to_bf16(to_float(row[i]) + to_float(bias[i]));
+KERNEL add_bias(float* x, const bf16* bias, unsigned n) {
+  float* row = x + (size_t)blockIdx.x * n;
+  for (unsigned i = threadIdx.x; i < n; i += blockDim.x) row[i] += to_float(bias[i]);
+}
+
+// to [n] = from [n], rounded; n a multiple of 8.
+KERNEL narrow(bf16* to, const float* from, uint64_t n) {
+  const uint64_t at = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+  if (at >= n) return;
+  const EightFloats wide = *(const EightFloats*)(from + at);
+  Eight out;
+  for (int i = 0; i < 8; i++) out.at[i] = to_bf16(wide.at[i]);
+  *(Eight*)(to + at) = out;
 }
 
 // mass [1] += the sum over rows of ||k|| ||v||, k [T, R1], v [T, R2]; in an order of its own, the same in every run. One block of 32 warps.
-KERNEL add_mass(double* mass, const bf16* k, const bf16* v, unsigned rows, unsigned r1, unsigned r2) {
+KERNEL add_mass(double* mass, const float* k, const float* v, unsigned rows, unsigned r1, unsigned r2) {
   __shared__ double sums[32];
   const unsigned lane = threadIdx.x & 31u, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   double sum = 0.;
   for (unsigned row = warp; row < rows; row += warps) {
     float kk = 0.f, vv = 0.f;
-    for (unsigned i = lane; i < r1; i += 32) { const float x = to_float(k[(size_t)row * r1 + i]); kk += x * x; }
-    for (unsigned i = lane; i < r2; i += 32) { const float x = to_float(v[(size_t)row * r2 + i]); vv += x * x; }
+    for (unsigned i = lane; i < r1; i += 32) { const float x = k[(size_t)row * r1 + i]; kk += x * x; }
+    for (unsigned i = lane; i < r2; i += 32) { const float x = v[(size_t)row * r2 + i]; vv += x * x; }
     sum += sqrt((double)warp_sum(kk) * (double)warp_sum(vv));
   }
   if (lane == 0) sums[warp] = sum;
@@ -58,64 +68,22 @@ KERNEL add_mass(double* mass, const bf16* k, const bf16* v, unsigned rows, unsig
   *mass += all;
 }
 
-// Rotary positions in the half-split layout, in place on q and k of qkv [T, (H + 2 Hkv) Dh], and k and v into their caches
-// [slots, Hkv Dh] at cache_slots [T]; a slot beyond the cache (a row that pads a bucket) is not written. cos, sin [max, Dh/2].
-KERNEL rope_append(bf16* qkv, bf16* k_cache, bf16* v_cache, const float* cos, const float* sin, const unsigned* positions,
-                   const unsigned* cache_slots, unsigned heads, unsigned kv_heads, unsigned dh, unsigned slots) {
+// Rotary positions in the half-split layout, from rows of qkv [T, (H + 2 Hkv) Dh] to q [T, H Dh], and k and v into their caches
+// [slots, Hkv Dh] at cache_slots [T]; a row whose slot is beyond the cache (it pads a bucket) is left out. cos, sin [max, Dh/2].
+KERNEL rope_append(bf16* q, const float* qkv, bf16* k_cache, bf16* v_cache, const float* cos, const float* sin,
+                   const unsigned* positions, const unsigned* cache_slots, unsigned heads, unsigned kv_heads, unsigned dh,
+                   unsigned slots) {
   const unsigned row = blockIdx.x, half = dh / 2, slot = cache_slots[row];
-  bf16* x = qkv + (size_t)row * (heads + 2 * kv_heads) * dh;
+  const float* x = qkv + (size_t)row * (heads + 2 * kv_heads) * dh;
   if (slot >= slots) return;
   const float *c = cos + (size_t)positions[row] * half, *s = sin + (size_t)positions[row] * half;
   for (unsigned i = threadIdx.x; i < (heads + kv_heads) * half; i += blockDim.x) {
     const unsigned head = i / half, at = i % half;
-    bf16* pair = x + (size_t)head * dh + at;
-    const float low = to_float(pair[0]), high = to_float(pair[half]);
-    const bf16 turned_low = to_bf16(low * c[at] - high * s[at]), turned_high = to_bf16(high * c[at] + low * s[at]);
-    pair[0] = turned_low;
-    pair[half] = turned_high;
-    if (head >= heads) {
-      bf16* cached = k_cache + ((size_t)slot * kv_heads + (head - heads)) * dh + at;
-      cached[0] = turned_low;
-      cached[half] = turned_high;
-    }
+    const float low = x[(size_t)head * dh + at], high = x[(size_t)head * dh + half + at];
+    bf16* to = head < heads ? q + ((size_t)row * heads + head) * dh : k_cache + ((size_t)slot * kv_heads + (head - heads)) * dh;
+    to[at] = to_bf16(low * c[at] - high * s[at]);
+    to[half + at] = to_bf16(high * c[at] + low * s[at]);
   }
   for (unsigned i = threadIdx.x; i < kv_heads * dh; i += blockDim.x)
-    v_cache[(size_t)slot * kv_heads * dh + i] = x[(size_t)(heads + kv_heads) * dh + i];
-}
-
-// A number in (0, 1) that hangs on a row's seed and a token alone (the finaliser of SplitMix64).
-DEVICE float uniform(unsigned seed, unsigned token) {
-  uint64_t z = ((uint64_t)seed << 32 | token) + 0x9e3779b97f4a7c15ull;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  z ^= z >> 31;
-  return ((float)(z >> 41) + 0.5f) * (1.f / 8388608.f);
-}
-
-// out [T]: the token of the largest logit, the first of equals; at a temperature above 0 logit / temperature plus Gumbel noise of the
-// row's seed, which draws from the softmax. logits [T, V]. One block a row.
-KERNEL sample(unsigned* out, const float* logits, const float* temperatures, const unsigned* seeds, unsigned vocab) {
-  __shared__ float values[32];
-  __shared__ unsigned tokens[32];
-  const float* row = logits + (size_t)blockIdx.x * vocab;
-  const float temperature = temperatures[blockIdx.x];
-  const unsigned seed = seeds[blockIdx.x], lane = threadIdx.x & 31u, warp = threadIdx.x >> 5;
-  float best = -INFINITY;
-  unsigned token = 0xffffffffu;
-  for (unsigned i = threadIdx.x; i < vocab; i += blockDim.x) {
-    float value = row[i];
-    if (temperature > 0.f) value = value / temperature - logf(-logf(uniform(seed, i)));
-    if (value > best || token == 0xffffffffu) { best = value; token = i; }
-  }
-  for (unsigned mask = 16; mask; mask >>= 1) {
-    const float other = from_lane_xor(best, mask);
-    const unsigned its = from_lane_xor(token, mask);
-    if (other > best || (other == best && its < token)) { best = other; token = its; }
-  }
-  if (lane == 0) { values[warp] = best; tokens[warp] = token; }
-  __syncthreads();
-  if (threadIdx.x) return;
-  for (unsigned i = 1; i < blockDim.x >> 5; i++)
-    if (values[i] > best || (values[i] == best && tokens[i] < token)) { best = values[i]; token = tokens[i]; }
-  out[blockIdx.x] = token;
+    v_cache[(size_t)slot * kv_heads * dh + i] = to_bf16(x[(size_t)(heads + kv_heads) * dh + i]);
 }

@@ -13,6 +13,7 @@
 
 #include "../kernels/attention.cu"
 #include "../kernels/cores.cu"
+#include "../kernels/draw.cu"
 #include "../kernels/factor.cu"
 #include "../kernels/norm.cu"
 #include "../kernels/rows.cu"
@@ -33,7 +34,7 @@ void run(void** arguments) {
 }
 std::map<std::string, Kernel> kernels = {
 #define K(NAME) {#NAME, {soft::kinds_of(NAME), run<NAME>, 48 << 10}}
-    K(rms_norm), K(add_rms_norm), K(norm_residual), K(gather_residual), K(head_norm), K(gather_rows), K(silu_mul), K(add_bias), K(add_mass), K(rope_append), K(sample),
+    K(rms_norm), K(add_rms_norm), K(norm_residual), K(gather_residual), K(head_norm), K(gather_rows), K(silu_mul), K(add_bias), K(narrow), K(add_mass), K(rope_append), K(draw),
     K(core_down), K(core_up), K(core_dense), K(attend_16), K(attend_64), K(attend_128), K(attend_16_one), K(attend_64_one),
     K(attend_128_one), K(attend_combine), K(symmetric), K(widen), K(copy_block), K(shift_diagonal), K(factor_block), K(eigen),
     K(emit_low_rank), K(emit_dense),
@@ -367,6 +368,14 @@ namespace {
 size_t reach(int rows, int columns, long ld, long stride, int batch, size_t element) {
   return ((size_t)(batch - 1) * stride + (size_t)(columns - 1) * ld + rows) * element;
 }
+// What the matrix units keep of an f32 operand: ten bits behind the first.
+float as_tf32(float x) {
+  uint32_t word;
+  memcpy(&word, &x, 4);
+  word = (word + 0xfffu + (word >> 13 & 1u)) & ~0x1fffu;
+  memcpy(&x, &word, 4);
+  return x;
+}
 template <class Sum>
 Sum element(const void* from, int type, size_t at) {
   if (type == 14) return (Sum)to_float(((const bf16*)from)[at]);
@@ -376,14 +385,17 @@ Sum element(const void* from, int type, size_t at) {
 // c [m, n] = alpha op(a) [m, k] op(b) [k, n] + beta c, column-major; sums in `Sum`.
 template <class Sum>
 void multiply(bool ta, bool tb, int m, int n, int k, double alpha, const void* a, int at, long lda, const void* b, int bt, long ldb,
-              double beta, void* c, int ct, long ldc) {
+              double beta, void* c, int ct, long ldc, bool tf32) {
   std::vector<Sum> left((size_t)m * k), sum(m);
   for (int p = 0; p < k; p++)
     for (int i = 0; i < m; i++) left[(size_t)p * m + i] = element<Sum>(a, at, ta ? (size_t)i * lda + p : (size_t)p * lda + i);
+  if (tf32)
+    for (Sum& x : left) x = as_tf32((float)x);
   for (int j = 0; j < n; j++) {
     std::fill(sum.begin(), sum.end(), Sum(0));
     for (int p = 0; p < k; p++) {
-      const Sum y = element<Sum>(b, bt, tb ? (size_t)p * ldb + j : (size_t)j * ldb + p);
+      Sum y = element<Sum>(b, bt, tb ? (size_t)p * ldb + j : (size_t)j * ldb + p);
+      if (tf32) y = as_tf32((float)y);
       const Sum* x = &left[(size_t)p * m];
       for (int i = 0; i < m; i++) sum[i] += x[i] * y;
     }
@@ -407,6 +419,8 @@ extern "C" Result cublasGemmStridedBatchedEx(void*, int ta, int tb, int m, int n
     violation(__func__, "no stream or no workspace of its own");
     return 1;
   }
+  // The pairs of computation and operands that are meant: f64, TF32 of f32, and f32 sums of bf16.
+  if (at != bt || !((compute == 70 && at == 1) || (compute == 77 && at == 0) || (compute == 68 && at == 14))) return 15;
   auto size = [](int type) -> size_t { return type == 14 ? 2 : type == 0 ? 4 : 8; };
   if (m <= 0 || n <= 0 || k <= 0 || batch <= 0 || lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7;
   if (!inside(device_memory, (uintptr_t)a, reach(ta ? k : m, ta ? m : k, lda, stride_a, batch, size(at))) ||
@@ -420,7 +434,7 @@ extern "C" Result cublasGemmStridedBatchedEx(void*, int ta, int tb, int m, int n
       auto moved = [&](const void* from, long long stride, int type) { return (const char*)from + (size_t)i * stride * size(type); };
       auto* run = wide ? multiply<double> : multiply<float>;
       run(ta, tb, m, n, k, x, moved(a, stride_a, at), at, lda, moved(b, stride_b, bt), bt, ldb, y, (void*)moved(c, stride_c, ct), ct,
-          ldc);
+          ldc, compute == 77);
     }
   });
   launched++;

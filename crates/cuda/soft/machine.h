@@ -195,6 +195,8 @@ static const char* kinds_of(void (*)(A...)) {
 
 DEVICE float from_lane_xor(float x, unsigned mask) { return soft::exchanged(x, soft::self->lane ^ mask); }
 DEVICE unsigned from_lane_xor(unsigned x, unsigned mask) { return soft::exchanged(x, soft::self->lane ^ mask); }
+DEVICE double from_lane_xor(double x, unsigned mask) { return soft::exchanged(x, soft::self->lane ^ mask); }
+DEVICE uint64_t from_lane_xor(uint64_t x, unsigned mask) { return soft::exchanged(x, soft::self->lane ^ mask); }
 
 DEVICE void copy16_async(void* to, const void* from, bool there) {
   if ((uintptr_t)to % 16 || (there && (uintptr_t)from % 16)) {

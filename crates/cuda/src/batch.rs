@@ -6,7 +6,7 @@
 use crate::{
     Buffer, Device, Error, View,
     error::fits,
-    ops::{self, Heads, Sequences},
+    ops::{self, Draw, Heads, Sequences},
 };
 
 /// A span of one sequence.
@@ -26,10 +26,8 @@ pub struct Rows<'a> {
     pub lookahead: Option<u32>,
     /// The last so many tokens whose logits are wanted.
     pub logits: usize,
-    /// Temperature of what is drawn from the logits; 0: the largest.
-    pub temperature: f32,
-    /// Seed of that draw.
-    pub seed: u32,
+    /// How a token is drawn of each of them; not at all: the caller takes the logits.
+    pub draw: Option<Draw>,
 }
 
 /// How much a batch can hold.
@@ -104,8 +102,7 @@ enum Field {
     Slots,
     Scales,
     Wanted,
-    Temperatures,
-    Seeds,
+    Draws,
     Starts,
     Lengths,
     FirstPositions,
@@ -164,13 +161,12 @@ impl Batch {
             Field::Slots => 4 * rows,
             Field::Scales => 5 * rows,
             Field::Wanted => 6 * rows,
-            Field::Temperatures => 7 * rows,
-            Field::Seeds => 8 * rows,
-            Field::Starts => 9 * rows,
-            Field::Lengths => 9 * rows + sequences,
-            Field::FirstPositions => 9 * rows + 2 * sequences,
-            Field::Tiles => 9 * rows + 3 * sequences,
-            Field::Blocks => 9 * rows + 3 * sequences + 2 * self.tiles,
+            Field::Draws => 7 * rows,
+            Field::Starts => (7 + Draw::WORDS) * rows,
+            Field::Lengths => self.offset(Field::Starts) + sequences,
+            Field::FirstPositions => self.offset(Field::Starts) + 2 * sequences,
+            Field::Tiles => self.offset(Field::Starts) + 3 * sequences,
+            Field::Blocks => self.offset(Field::Tiles) + 2 * self.tiles,
         }
     }
 
@@ -278,12 +274,10 @@ impl Batch {
                     words[self.offset(field) + at] = value;
                 }
                 if i + span.logits >= length {
-                    for (field, value) in [
-                        (Field::Wanted, at as u32),
-                        (Field::Temperatures, span.temperature.to_bits()),
-                        (Field::Seeds, span.seed),
-                    ] {
-                        words[self.offset(field) + wanted] = value;
+                    words[self.offset(Field::Wanted) + wanted] = at as u32;
+                    if let Some(draw) = &span.draw {
+                        let to = self.offset(Field::Draws) + wanted * Draw::WORDS;
+                        words[to..to + Draw::WORDS].copy_from_slice(&draw.words());
                     }
                     wanted += 1;
                 }
@@ -356,12 +350,8 @@ impl Batch {
         self.field(Field::Wanted, self.wanted)
     }
 
-    pub(crate) fn temperatures(&self) -> Result<View<'_, f32>, Error> {
-        Ok(self.field(Field::Temperatures, self.wanted)?.as_f32())
-    }
-
-    pub(crate) fn seeds(&self) -> Result<View<'_, u32>, Error> {
-        self.field(Field::Seeds, self.wanted)
+    pub(crate) fn draws(&self) -> Result<View<'_, u32>, Error> {
+        self.field(Field::Draws, self.wanted * Draw::WORDS)
     }
 
     pub(crate) fn splits(&self) -> usize {

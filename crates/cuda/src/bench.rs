@@ -8,7 +8,7 @@ use half::bf16;
 use crate::{
     Batch, Bucket, Capacity, Device, Error, Event, Form, GeneratorShape, Memory, Model, Rows,
     Shape, Source, View, Write,
-    ops::{self, Emitted, Matrix, Product},
+    ops::{self, Draw, Emitted, Matrix, Product},
     read_out::{ITERATIONS, Kind, ReadOut, Sites},
 };
 
@@ -264,8 +264,7 @@ fn row<'a>(tokens: &'a [u32], position: usize, blocks: &'a [u32], slot: Option<u
         scale: 1.0,
         lookahead: Some(0),
         logits: 1,
-        temperature: 0.0,
-        seed: 0,
+        draw: Some(Draw::greedy()),
     }
 }
 

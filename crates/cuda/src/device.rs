@@ -341,8 +341,12 @@ impl Device {
         } else {
             ((&raw const f32s[0]).cast(), (&raw const f32s[1]).cast())
         };
-        // CUBLAS_COMPUTE_64F and _32F.
-        let compute = if wide { 70 } else { 68 };
+        // CUBLAS_COMPUTE_64F, _32F_FAST_TF32 and _32F.
+        let compute = match g.a.1 {
+            f64::TYPE => 70,
+            f32::TYPE => 77,
+            _ => 68,
+        };
         self.0.launches.set(self.0.launches.get() + 1);
         // A row-major matrix is the transpose of a column-major one: Cᵀ = op(B)ᵀ op(A)ᵀ.
         // SAFETY: `multiply` checked that the three matrices lie in their buffers; scalars are on the host, as cuBLAS has it by default.

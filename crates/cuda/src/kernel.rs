@@ -43,18 +43,21 @@ macro_rules! kernels {
 
 kernels! {
     "attention" {
-        Attend16 "attend_16" "pppppppppppuuuuuuf",
-        Attend64 "attend_64" "pppppppppppuuuuuuf",
-        Attend128 "attend_128" "pppppppppppuuuuuuf",
-        Attend16One "attend_16_one" "pppppppppppuuuuuuf",
-        Attend64One "attend_64_one" "pppppppppppuuuuuuf",
-        Attend128One "attend_128_one" "pppppppppppuuuuuuf",
+        Attend16 "attend_16" "pppppppppppuuuuuf",
+        Attend64 "attend_64" "pppppppppppuuuuuf",
+        Attend128 "attend_128" "pppppppppppuuuuuf",
+        Attend16One "attend_16_one" "pppppppppppuuuuuf",
+        Attend64One "attend_64_one" "pppppppppppuuuuuf",
+        Attend128One "attend_128_one" "pppppppppppuuuuuf",
         AttendCombine "attend_combine" "ppppuuu",
     }
     "cores" {
         CoreDown "core_down" "pppplluu",
         CoreUp "core_up" "ppppplluu",
         CoreDense "core_dense" "ppppplluu",
+    }
+    "draw" {
+        Draw "draw" "pppppu",
     }
     "factor" {
         Symmetric "symmetric" "pppu",
@@ -78,7 +81,7 @@ kernels! {
         SiluMul "silu_mul" "ppu",
         AddBias "add_bias" "ppu",
         AddMass "add_mass" "pppuuu",
-        RopeAppend "rope_append" "pppppppuuuu",
-        Sample "sample" "ppppu",
+        Narrow "narrow" "ppl",
+        RopeAppend "rope_append" "ppppppppuuuu",
     }
 }

@@ -66,15 +66,20 @@ struct Work {
     h: Buffer<f32>,
     y: Buffer<f32>,
     x: Buffer<bf16>,
-    qkv: Buffer<bf16>,
+    /// [rows, (H + 2 Hkv) Dh]: rounded once, behind norm and rotation.
+    qkv: Buffer<f32>,
+    q: Buffer<bf16>,
     heads: Buffer<bf16>,
     gate_up: Buffer<bf16>,
     middle: Buffer<bf16>,
     wanted: Buffer<bf16>,
     /// [logits, V]
     logits: Buffer<f32>,
-    /// `[logits]`
+    /// `[logits]` each.
     drawn: Buffer<u32>,
+    logprobs: Buffer<f32>,
+    /// [logits, ceil(V / 32)]: tokens that penalties are for.
+    seen: Buffer<u32>,
     /// [parts, H, Dh], [parts, H, 2]
     sums: Buffer<f32>,
     extents: Buffer<f32>,
@@ -83,11 +88,12 @@ struct Work {
 
 /// What sites need beside that.
 struct SiteWork {
-    /// A1 x, [rows, R1].
-    a: Buffer<bf16>,
+    /// A1 x, [rows, R1]: keys and queries of the associative form.
+    a: Buffer<f32>,
     /// [rows, q]
     b: Buffer<f32>,
-    /// The same of rows that are grouped.
+    /// Both of rows that are grouped, as products take them.
+    a_grouped: Buffer<bf16>,
     b_grouped: Buffer<bf16>,
     /// [rows, R2]
     c: Buffer<bf16>,
@@ -95,9 +101,9 @@ struct SiteWork {
     n: Buffer<bf16>,
     /// Normed embedding of each row's successor, [rows, D].
     next: Buffer<bf16>,
-    /// Per place keys [rows, R1] of the published form, and values [rows, R2].
-    keys: Vec<Buffer<bf16>>,
-    values: Vec<Buffer<bf16>>,
+    /// Per place keys [rows, R1] of the published form, and values [rows, R2]: in f32, as small singular values of their sums become 1, too.
+    keys: Vec<Buffer<f32>>,
+    values: Vec<Buffer<f32>>,
 }
 
 /// A session's sums on the device: per site S [R1, R2] and, in the associative form, G [R1, R1], layer after layer, f32.
@@ -219,6 +225,7 @@ impl Model {
             }) => Some(SiteWork {
                 a: device.zeros(rows * r1)?,
                 b: device.zeros(rows * (*rank).max(1))?,
+                a_grouped: device.zeros(rows * r1)?,
                 b_grouped: device.zeros(rows * (*rank).max(1))?,
                 c: device.zeros(rows * r2)?,
                 n: device.zeros(rows * shape.hidden)?,
@@ -240,12 +247,15 @@ impl Model {
             x: device.zeros(rows * shape.hidden)?,
             y: device.zeros(rows * shape.hidden)?,
             qkv: device.zeros(rows * heads.stride())?,
+            q: device.zeros(rows * queries)?,
             heads: device.zeros(rows * queries)?,
             gate_up: device.zeros(rows * 2 * shape.intermediate)?,
             middle: device.zeros(rows * shape.intermediate)?,
             wanted: device.zeros(logits.max(1) * shape.hidden)?,
             logits: device.zeros(logits.max(1) * shape.vocab)?,
             drawn: device.zeros(logits.max(1))?,
+            logprobs: device.zeros(logits.max(1))?,
+            seen: device.zeros(logits.max(1) * ops::seen_words(shape.vocab))?,
             sums: device.zeros(parts * heads.dim)?,
             extents: device.zeros(parts * 2)?,
             site,
@@ -365,7 +375,7 @@ impl Model {
         ))
     }
 
-    /// Takes a batch through the model. What `writes` names is added to sums on the way; tokens are drawn of the wanted rows' logits.
+    /// Takes a batch through the model. What `writes` names is added to sums on the way; tokens are drawn of those wanted rows that say how.
     /// Waits for nothing and allocates nothing.
     ///
     /// # Errors
@@ -482,12 +492,13 @@ impl Model {
             Matrix::dense(head.view(), d),
             logits,
         )?;
-        ops::sample(
+        ops::draw(
             device,
             work.drawn.view(),
+            work.logprobs.view(),
             work.logits.view(),
-            batch.temperatures()?,
-            batch.seeds()?,
+            batch.draws()?,
+            work.seen.view(),
             wanted,
             vocab,
         )
@@ -506,16 +517,47 @@ impl Model {
         Ok(())
     }
 
-    /// The tokens that the last forward of a batch drew, in the order of its wanted rows. Waits for them.
+    /// Says which tokens the penalty of a wanted row is for in the next forward: a bit each, of ceil(V / 32) words.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no such row, or the words are not so many; [`Error::Call`].
+    pub fn mark_seen(&self, wanted: usize, words: &[u32]) -> Result<(), Error> {
+        let len = ops::seen_words(self.shape.vocab);
+        fits(words.len() == len, || {
+            format!(
+                "{} words for bits of {} tokens",
+                words.len(),
+                self.shape.vocab
+            )
+        })?;
+        let row = self
+            .work
+            .seen
+            .view()
+            .part(wanted.saturating_mul(len), len)?;
+        row.write(&self.device, words)
+    }
+
+    /// The tokens that the last forward of a batch drew, and their log-probabilities, in the order of its wanted rows; what a row did not
+    /// want is anything. Waits for them.
     ///
     /// # Errors
     /// [`Error::Call`] if something before failed.
-    pub fn drawn(&self, batch: &Batch) -> Result<Vec<u32>, Error> {
-        self.work
-            .drawn
-            .view()
-            .part(0, batch.wanted)?
-            .read(&self.device)
+    pub fn drawn(&self, batch: &Batch) -> Result<(Vec<u32>, Vec<f32>), Error> {
+        let drawn = self.work.drawn.view().part(0, batch.wanted)?;
+        let logprobs = self.work.logprobs.view().part(0, batch.wanted)?;
+        Ok((drawn.read(&self.device)?, logprobs.read(&self.device)?))
+    }
+
+    /// The logits [rows, V] of some of the wanted rows of the last forward. Waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for rows that a forward cannot have; [`Error::Call`] if something before failed.
+    pub fn logits_of(&self, rows: std::ops::Range<usize>) -> Result<Vec<f32>, Error> {
+        let vocab = self.shape.vocab;
+        let part = self.work.logits.view();
+        let part = part.part(rows.start.saturating_mul(vocab), rows.len() * vocab)?;
+        part.read(&self.device)
     }
 
     /// The logits [wanted, V] of the last forward of a batch. Waits for them.
@@ -523,10 +565,6 @@ impl Model {
     /// # Errors
     /// [`Error::Call`] if something before failed.
     pub fn logits(&self, batch: &Batch) -> Result<Vec<f32>, Error> {
-        self.work
-            .logits
-            .view()
-            .part(0, batch.wanted * self.shape.vocab)?
-            .read(&self.device)
+        self.logits_of(0..batch.wanted)
     }
 }

@@ -5,6 +5,7 @@
 
 mod attention;
 mod cores;
+mod draw;
 mod factor;
 mod rows;
 
@@ -12,13 +13,14 @@ pub use attention::{
     Attention, Cache, Heads, Parts, Rotation, Sequences, attend, queries_of_tile, rope_append,
 };
 pub use cores::{SiteCores, apply_cores};
+pub use draw::{Draw, draw, seen_words};
 pub use factor::{
     EIGEN_MAX, Emitted, FACTOR_BLOCK, Factors, copy_block, eigen, emit_dense, emit_low_rank,
     factor_block, shift_diagonal, symmetric, widen,
 };
 pub use rows::{
-    add_bias, add_mass, add_rms_norm, gather_residual, gather_rows, head_norm, norm_residual,
-    rms_norm, sample, silu_mul,
+    add_bias, add_mass, add_rms_norm, gather_residual, gather_rows, head_norm, narrow,
+    norm_residual, rms_norm, silu_mul,
 };
 
 use crate::{
@@ -96,7 +98,8 @@ impl Product {
     }
 }
 
-/// A product by cuBLAS. Sums are in f32 for bf16 operands (C in bf16 or f32), in f64 for f64.
+/// A product by cuBLAS. Sums are in f32 for operands in bf16 (C in bf16 or f32) and in f32 (which are rounded to TF32, ten bits behind the
+/// first), in f64 for f64.
 ///
 /// # Errors
 /// [`Error::Shape`] if an operand reaches beyond its buffer; [`Error::Call`] where cuBLAS refuses.

@@ -4,7 +4,7 @@
 
 use half::bf16;
 
-use crate::ops::{Attention, Heads};
+use crate::ops::{Attention, Draw, Heads};
 
 fn wide(x: bf16) -> f64 {
     x.to_f64()
@@ -42,9 +42,9 @@ pub fn add_rms_norm(h: &mut [f32], y: &[f32], gain: &[bf16], d: usize, eps: f32)
     norm_residual(h, gain, d, eps)
 }
 
-/// `rms_norm` of heads `first ..` `first + heads` of each row of x [T, stride], in place.
+/// `rms_norm` of heads `first ..` `first + heads` of each row of x [T, stride], in place and not rounded.
 pub fn head_norm(
-    x: &mut [bf16],
+    x: &mut [f32],
     gain: &[bf16],
     first: usize,
     heads: usize,
@@ -53,9 +53,13 @@ pub fn head_norm(
 ) {
     let dh = gain.len();
     for row in x.chunks_exact_mut(stride) {
-        let part = &mut row[first * dh..(first + heads) * dh];
-        let normed = rms_norm(part, Some(gain), dh, eps);
-        part.copy_from_slice(&normed);
+        for head in row[first * dh..(first + heads) * dh].chunks_exact_mut(dh) {
+            let mean = head.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / dh as f64;
+            let factor = 1.0 / (mean + f64::from(eps)).sqrt();
+            for (x, gain) in head.iter_mut().zip(gain) {
+                *x = (f64::from(*x) * factor * wide(*gain)) as f32;
+            }
+        }
     }
 }
 
@@ -83,26 +87,34 @@ pub fn silu_mul(gate_up: &[bf16], f: usize) -> Vec<bf16> {
 }
 
 /// Σ ||k_t|| ||v_t|| over k [T, R1], v [T, R2].
-pub fn mass(k: &[bf16], v: &[bf16], r1: usize, r2: usize) -> f64 {
-    let norm = |row: &[bf16]| row.iter().map(|x| x.to_f64().powi(2)).sum::<f64>().sqrt();
+pub fn mass(k: &[f32], v: &[f32], r1: usize, r2: usize) -> f64 {
+    let norm = |row: &[f32]| {
+        let squares = row.iter().map(|x| f64::from(*x).powi(2));
+        squares.sum::<f64>().sqrt()
+    };
     let rows = k.chunks_exact(r1).zip(v.chunks_exact(r2));
     rows.map(|(k, v)| norm(k) * norm(v)).sum()
 }
 
 /// x [T, N] += bias `[N]`.
-pub fn add_bias(x: &mut [bf16], bias: &[bf16]) {
+pub fn add_bias(x: &mut [f32], bias: &[bf16]) {
     for row in x.chunks_exact_mut(bias.len()) {
         for (x, bias) in row.iter_mut().zip(bias) {
-            *x = bf16::from_f32(x.to_f32() + bias.to_f32());
+            *x += bias.to_f32();
         }
     }
 }
 
-/// Rotates q and k of qkv [T, (H + 2 Hkv) Dh] in place and writes k, v into the caches [slots, Hkv Dh] at cache_slots `[T]`; rows whose
-/// slot is beyond the cache are left alone. cos, sin [max, Dh/2].
+/// Each number, rounded.
+pub fn narrow(from: &[f32]) -> Vec<bf16> {
+    from.iter().map(|x| bf16::from_f32(*x)).collect()
+}
+
+/// Rotates q and k of qkv [T, (H + 2 Hkv) Dh] and writes k, v into the caches [slots, Hkv Dh] at cache_slots `[T]`; -> q [T, H Dh]. Rows
+/// whose slot is beyond the cache are left out, and 0. cos, sin [max, Dh/2].
 #[expect(clippy::too_many_arguments, reason = "the operands of one kernel")]
 pub fn rope_append(
-    qkv: &mut [bf16],
+    qkv: &[f32],
     k_cache: &mut [bf16],
     v_cache: &mut [bf16],
     cos: &[f32],
@@ -110,35 +122,38 @@ pub fn rope_append(
     positions: &[u32],
     cache_slots: &[u32],
     heads: Heads,
-) {
+) -> Vec<bf16> {
     let (half, width) = (heads.dim / 2, heads.keys * heads.dim);
+    let mut queries = Vec::new();
     for ((row, &position), &slot) in qkv
-        .chunks_exact_mut(heads.stride())
+        .chunks_exact(heads.stride())
         .zip(positions)
         .zip(cache_slots)
     {
         let slot = slot as usize;
         if (slot + 1) * width > k_cache.len() {
+            queries.extend(std::iter::repeat_n(bf16::ZERO, heads.queries * heads.dim));
             continue;
         }
         let angles = position as usize * half..(position as usize + 1) * half;
         let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
-        for head in row
-            .chunks_exact_mut(heads.dim)
-            .take(heads.queries + heads.keys)
-        {
-            let (low, high) = head.split_at_mut(half);
-            for i in 0..half {
-                let (x, y) = (low[i].to_f32(), high[i].to_f32());
-                low[i] = bf16::from_f32(x * cos[i] - y * sin[i]);
-                high[i] = bf16::from_f32(y * cos[i] + x * sin[i]);
-            }
-        }
-        let (_, kv) = row.split_at(heads.queries * heads.dim);
+        let turned = |head: &[f32]| {
+            let (low, high) = head.split_at(half);
+            let low_of = |i: usize| bf16::from_f32(low[i] * cos[i] - high[i] * sin[i]);
+            let high_of = |i: usize| bf16::from_f32(high[i] * cos[i] + low[i] * sin[i]);
+            (0..half)
+                .map(low_of)
+                .chain((0..half).map(high_of))
+                .collect::<Vec<_>>()
+        };
+        let (q, kv) = row.split_at(heads.queries * heads.dim);
         let (k, v) = kv.split_at(width);
-        k_cache[slot * width..(slot + 1) * width].copy_from_slice(k);
-        v_cache[slot * width..(slot + 1) * width].copy_from_slice(v);
+        queries.extend(q.chunks_exact(heads.dim).flat_map(turned));
+        let k: Vec<bf16> = k.chunks_exact(heads.dim).flat_map(turned).collect();
+        k_cache[slot * width..(slot + 1) * width].copy_from_slice(&k);
+        v_cache[slot * width..(slot + 1) * width].copy_from_slice(&narrow(v));
     }
+    queries
 }
 
 /// One sequence of [`attend`].
@@ -154,9 +169,9 @@ pub struct Sequence {
     pub blocks: Vec<u32>,
 }
 
-/// out [T, H Dh]: causal attention of q (rows of qkv) over caches [blocks block_size, Hkv Dh]; rows that no sequence names give 0.
+/// out [T, H Dh]: causal attention of q [T, H Dh] over caches [blocks block_size, Hkv Dh]; rows that no sequence names give 0.
 pub fn attend(
-    qkv: &[bf16],
+    q: &[bf16],
     k_cache: &[bf16],
     v_cache: &[bf16],
     sequences: &[Sequence],
@@ -169,7 +184,7 @@ pub fn attend(
         ..
     } = *attention;
     let Heads { queries, keys, dim } = heads;
-    let mut out = vec![bf16::ZERO; qkv.len() / heads.stride() * queries * dim];
+    let mut out = vec![bf16::ZERO; q.len()];
     for sequence in sequences {
         for i in 0..sequence.length {
             let (row, at) = (sequence.start + i, sequence.position + i);
@@ -179,7 +194,7 @@ pub fn attend(
                 0
             };
             for head in 0..queries {
-                let q = &qkv[row * heads.stride() + head * dim..][..dim];
+                let q = &q[(row * queries + head) * dim..][..dim];
                 let cached = |cache: &'_ [bf16], key: usize| {
                     let slot =
                         sequence.blocks[key / block_size] as usize * block_size + key % block_size;
@@ -234,7 +249,7 @@ pub struct CoreShape {
 
 /// c [T, R2] = scales `[T]` a [T, R1] N with each row's own N, out of slots `[T]`; -1: 0.
 pub fn apply_cores(
-    a: &[bf16],
+    a: &[f32],
     arena: &[bf16],
     slots: &[i32],
     scales: &[f32],
@@ -248,12 +263,12 @@ pub fn apply_cores(
         rank,
     } = shape;
     let dot = |x: &[f64], y: &[bf16]| x.iter().zip(y).map(|(x, y)| x * wide(*y)).sum::<f64>();
-    let row = |((a, &slot), &scale): ((&[bf16], &i32), &f32)| {
+    let row = |((a, &slot), &scale): ((&[f32], &i32), &f32)| {
         let Ok(slot) = usize::try_from(slot) else {
             return vec![bf16::ZERO; r2];
         };
         let core = &arena[slot * slot_size + offset..(slot + 1) * slot_size];
-        let a: Vec<f64> = a.iter().map(|x| wide(*x)).collect();
+        let a: Vec<f64> = a.iter().map(|x| f64::from(*x)).collect();
         let (x, rows, width) = if rank == 0 {
             (a, core, r1)
         } else {
@@ -278,36 +293,69 @@ pub fn apply_cores(
         .collect()
 }
 
-/// The token of the largest logit (plus noise at a temperature above 0), the first of equals. logits [T, V].
-pub fn sample(logits: &[f32], temperatures: &[f32], seeds: &[u32], vocab: usize) -> Vec<u32> {
-    let row = |((logits, &temperature), &seed): ((&[f32], &f32), &u32)| {
-        let mut best = (f32::NEG_INFINITY, u32::MAX);
-        for (token, logit) in (0u32..).zip(logits) {
-            let noise = -(-uniform(seed, token).ln()).ln();
-            let value = if temperature > 0.0 {
-                logit / temperature + noise
-            } else {
-                *logit
-            };
-            if value > best.0 || best.1 == u32::MAX {
-                best = (value, token);
-            }
+/// The token that a draw takes of a row of logits `[V]`, and its log-probability; `seen` are the tokens that a penalty is for.
+pub fn draw(logits: &[f32], draw: &Draw, seen: &[u32]) -> (u32, f32) {
+    let tamed = |x: f32| {
+        if x.is_nan() {
+            f32::MIN
+        } else {
+            x.clamp(f32::MIN, f32::MAX)
         }
-        best.1
     };
-    logits
-        .chunks_exact(vocab)
-        .zip(temperatures)
-        .zip(seeds)
-        .map(row)
-        .collect()
-}
-
-/// A number in (0, 1) that hangs on a row's seed and a token alone (the finaliser of SplitMix64).
-fn uniform(seed: u32, token: u32) -> f32 {
-    let z = (u64::from(seed) << 32 | u64::from(token)).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    let z = z ^ (z >> 31);
-    ((z >> 41) as f32 + 0.5) * (1.0 / 8_388_608.0)
+    let untouched: Vec<f32> = logits.iter().map(|x| tamed(*x)).collect();
+    let mut scores = untouched.clone();
+    for &token in seen {
+        let score = &mut scores[token as usize];
+        *score = tamed(if *score > 0.0 {
+            *score / draw.penalty
+        } else {
+            *score * draw.penalty
+        });
+    }
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|a, b| scores[*b].partial_cmp(&scores[*a]).unwrap_or(a.cmp(b)));
+    let best = f64::from(scores[order[0]]);
+    let weight = |id: &usize| ((f64::from(scores[*id]) - best) / f64::from(draw.temperature)).exp();
+    let sum = |order: &[usize]| order.iter().map(weight).sum::<f64>();
+    let mut token = order[0];
+    if draw.temperature > 0.0 {
+        if draw.top_k == 0 && draw.top_p == 1.0 && draw.min_p == 0.0 {
+            order.sort_unstable();
+        }
+        if draw.top_k > 0 {
+            order.truncate(draw.top_k as usize);
+        }
+        let mut kept = order.len();
+        if draw.top_p < 1.0 {
+            let (all, mut reached) = (sum(&order), 0.0);
+            let enough = order.iter().position(|id| {
+                reached += weight(id);
+                reached >= f64::from(draw.top_p) * all
+            });
+            kept = enough.map_or(kept, |at| at + 1);
+        }
+        if draw.min_p > 0.0 {
+            let enough = order
+                .iter()
+                .filter(|id| weight(id) >= f64::from(draw.min_p));
+            kept = kept.min(enough.count()).max(1);
+        }
+        order.truncate(kept);
+        let (point, mut reached) = (draw.point * sum(&order), 0.0);
+        let at = order.iter().position(|id| {
+            reached += weight(id);
+            point < reached && weight(id) > 0.0
+        });
+        let last = order.iter().rposition(|id| weight(id) > 0.0);
+        token = order[at.or(last).unwrap_or(0)];
+    }
+    let most = untouched.iter().copied().fold(f32::MIN, f32::max);
+    let exponents = untouched
+        .iter()
+        .map(|x| (f64::from(*x) - f64::from(most)).exp());
+    let normaliser = f64::from(most) + exponents.sum::<f64>().ln();
+    (
+        token as u32,
+        (f64::from(untouched[token]) - normaliser) as f32,
+    )
 }

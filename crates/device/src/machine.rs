@@ -12,9 +12,10 @@ use std::{
 };
 
 use cuda::{
-    Batch, Bucket, Capacity, Device, Error, Form, Limits, Memory, Model, Rows, Write, splits_for,
+    Batch, Bucket, Capacity, Device, Error, Form, Limits, Memory, Model, Rows, Write,
+    ops::seen_words, splits_for,
 };
-use engine::{Base, Config, Machine, Slot};
+use engine::{Base, Config, Draw, Machine, Output, Slot, TokenId};
 use generator::{Core, Generator, State, Window};
 use lm::Row;
 
@@ -247,13 +248,20 @@ impl Accelerator {
         &mut self,
         rows: &mut [Row<'_>],
         slots: &[Option<Slot>],
-        logits: &mut Vec<f32>,
+        draws: &[Option<Draw<'_>>],
+        output: &mut Output,
     ) -> Result<(), Error> {
         let spans = self.spans(rows, slots)?;
+        let drawn: Vec<_> = rows
+            .iter()
+            .zip(draws)
+            .map(|(row, draw)| draw.as_ref().filter(|_| row.logits == 1))
+            .collect();
         let taken: Vec<Rows<'_>> = rows
             .iter()
             .zip(&spans)
-            .map(|(row, span)| Rows {
+            .zip(&drawn)
+            .map(|((row, span), draw)| Rows {
                 tokens: &span.tokens,
                 position: span.position,
                 blocks: row.blocks,
@@ -261,12 +269,11 @@ impl Accelerator {
                 scale: row.scale,
                 lookahead: row.lookahead.map(|token| token.0),
                 logits: row.logits,
-                temperature: 0.0,
-                seed: 0,
+                draw: draw.map(as_drawn),
             })
             .collect();
         let device = self.model.device().clone();
-        let wanted = taken.iter().map(|row| row.logits).sum::<usize>() * self.base.config.vocab;
+        self.mark_seen(rows, &drawn)?;
         let decode = taken
             .iter()
             .zip(&spans)
@@ -276,13 +283,7 @@ impl Accelerator {
             let bucket = &mut self.buckets[bucket];
             bucket.batch.fill(&device, &taken, &self.limits)?;
             bucket.launch()?;
-            logits.extend(
-                self.model
-                    .logits(&bucket.batch)?
-                    .get(..wanted)
-                    .unwrap_or_default(),
-            );
-            return Ok(());
+            return give(&self.model, &bucket.batch, rows, &drawn, output);
         }
         self.batch.fill(&device, &taken, &self.limits)?;
         {
@@ -301,10 +302,28 @@ impl Accelerator {
             }
             self.model.forward(&self.batch, &writes)?;
         }
-        if wanted > 0 {
-            logits.extend(self.model.logits(&self.batch)?);
-        }
+        give(&self.model, &self.batch, rows, &drawn, output)?;
         self.passed(rows, &spans)
+    }
+
+    /// Tells the device of the tokens that penalties are for.
+    fn mark_seen(&self, rows: &[Row<'_>], drawn: &[Option<&Draw<'_>>]) -> Result<(), Error> {
+        let mut wanted = 0;
+        for (row, draw) in rows.iter().zip(drawn) {
+            if let Some(draw) = draw
+                && draw.sampling.repetition_penalty != 1.0
+            {
+                let mut words = vec![0u32; seen_words(self.base.config.vocab)];
+                for token in draw.seen {
+                    if let Some(word) = words.get_mut(*token as usize / 32) {
+                        *word |= 1 << (token % 32);
+                    }
+                }
+                self.model.mark_seen(wanted, &words)?;
+            }
+            wanted += row.logits;
+        }
+        Ok(())
     }
 
     /// What rows are to the device: with whose core, and who writes where.
@@ -381,6 +400,50 @@ impl Accelerator {
     }
 }
 
+/// As the device takes it.
+fn as_drawn(draw: &Draw<'_>) -> cuda::ops::Draw {
+    let sampling = draw.sampling;
+    cuda::ops::Draw {
+        temperature: sampling.temperature,
+        top_k: u32::try_from(sampling.top_k).unwrap_or(u32::MAX),
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        penalty: sampling.repetition_penalty,
+        point: draw.point,
+        logprob: sampling.logprobs,
+    }
+}
+
+/// What a pass gives: tokens of rows that were drawn, a few bytes each, and the logits of all others.
+fn give(
+    model: &Model,
+    batch: &Batch,
+    rows: &[Row<'_>],
+    drawn: &[Option<&Draw<'_>>],
+    output: &mut Output,
+) -> Result<(), Error> {
+    let (tokens, logprobs) = if drawn.iter().any(Option::is_some) {
+        model.drawn(batch)?
+    } else {
+        Default::default()
+    };
+    let mut wanted = 0;
+    for (row, draw) in rows.iter().zip(drawn) {
+        let drawn = draw.and_then(|draw| {
+            let logprob = logprobs.get(wanted).filter(|_| draw.sampling.logprobs);
+            Some((TokenId(*tokens.get(wanted)?), logprob.copied()))
+        });
+        if drawn.is_none() && row.logits > 0 {
+            output
+                .logits
+                .extend(model.logits_of(wanted..wanted + row.logits)?);
+        }
+        output.drawn.push(drawn);
+        wanted += row.logits;
+    }
+    Ok(())
+}
+
 /// 1, 2, 4, ... and the most rows that decode together.
 fn buckets(most: usize) -> Vec<usize> {
     let most = most.clamp(1, MAX_BUCKET);
@@ -405,16 +468,27 @@ impl Machine for Accelerator {
         rows: &mut [Row<'_>],
         slots: &[Option<Slot>],
     ) -> Result<Vec<f32>, engine::Error> {
-        let mut logits = Vec::new();
-        let (mut rows, mut slots) = (rows, slots);
+        let draws = vec![None; rows.len()];
+        Ok(self.forward_and_draw(rows, slots, &draws)?.logits)
+    }
+
+    fn forward_and_draw(
+        &mut self,
+        rows: &mut [Row<'_>],
+        slots: &[Option<Slot>],
+        draws: &[Option<Draw<'_>>],
+    ) -> Result<Output, engine::Error> {
+        let mut output = Output::default();
+        let (mut rows, mut slots, mut draws) = (rows, slots, draws);
         while !rows.is_empty() {
             let count = self.pass_of(rows, slots);
             let (now, rest) = rows.split_at_mut(count);
             let (own, others) = slots.split_at(count.min(slots.len()));
-            self.pass(now, own, &mut logits).map_err(failed)?;
-            (rows, slots) = (rest, others);
+            let (drawn, left) = draws.split_at(count.min(draws.len()));
+            self.pass(now, own, drawn, &mut output).map_err(failed)?;
+            (rows, slots, draws) = (rest, others, left);
         }
-        Ok(logits)
+        Ok(output)
     }
 
     fn announce(&mut self, slot: Slot, core: &Core) -> Result<(), engine::Error> {

@@ -373,13 +373,13 @@ impl Engine {
         });
         let batch = self.batch(spent, events);
         self.announce()?;
-        let logits = self.forward(&batch)?;
+        let output = self.forward(&batch)?;
         let done = now();
         let took = done.saturating_duration_since(ready);
         self.pace.saw(batch.decode, batch.bulk(), took, self.steps);
         let all = spent.saturating_add(took);
         self.load.step(batch.prefill, batch.prefill_asked, all);
-        self.hand_round(&batch, &logits, done, events);
+        self.hand_round(&batch, &output, done, events);
         if self.running.is_empty() {
             self.settle(events);
         }

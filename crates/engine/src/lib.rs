@@ -38,7 +38,7 @@ pub use event::{Event, Finish, Newest, Rejected, Timings};
 pub use generator::{Module, ReadOut, Strategy, Write};
 pub use ids::{Digest, DocumentId, RequestId, Seq, SessionId, TenantId, TokenId, Version};
 pub use lm::{Activations, Architecture};
-pub use machine::{Base, Host, Machine};
+pub use machine::{Base, Draw, Host, Machine, Output};
 pub use model::{GeneratorInfo, ModelInfo, SiteInfo};
 pub use snapshot::{Need, Snapshot, SnapshotError};
 pub use tiers::Tiers;

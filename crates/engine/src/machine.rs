@@ -3,12 +3,12 @@
 //! The engine holds sessions, states and cores as values in host memory, and addresses; a machine has the frozen model, the cache of
 //! keys and values, and what of the others it needs near it. Start at [`Machine`]; [`Host`] is the processor.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use generator::{Core, Gate, Generator, State, Window};
 use lm::{KvCache, Lm, LoadOptions, Row};
 
-use crate::{config::Config, cores::Slot, error::Error};
+use crate::{command::Sampling, config::Config, cores::Slot, error::Error, ids::TokenId};
 
 /// What is known of a frozen model.
 #[derive(Clone, Debug)]
@@ -21,6 +21,26 @@ pub struct Base {
     pub parameters: u64,
     /// How most weights are held, e.g. `Q4_1` or `BF16`.
     pub weight_format: String,
+}
+
+/// How the token behind a row is drawn, by a machine that can.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw<'a> {
+    /// What the request asks for; its seed is spent already.
+    pub sampling: &'a Sampling,
+    /// The random number that decides, in [0, 1).
+    pub point: f64,
+    /// Tokens that occurred, where a penalty is for them.
+    pub seen: &'a HashSet<u32>,
+}
+
+/// What rows give.
+#[derive(Clone, Debug, Default)]
+pub struct Output {
+    /// Of rows that ask for logits and were not drawn, V floats each, in order.
+    pub logits: Vec<f32>,
+    /// For each row its token, with the log-probability that was asked for, if the machine drew it.
+    pub drawn: Vec<Option<(TokenId, Option<f32>)>>,
 }
 
 /// Where forwards run. One thread uses it; a call returns when its result is there.
@@ -37,6 +57,22 @@ pub trait Machine {
     /// # Errors
     /// A row that cannot run, or a machine that is broken.
     fn forward(&mut self, rows: &mut [Row<'_>], slots: &[Option<Slot>]) -> Result<Vec<f32>, Error>;
+
+    /// The same, and draws the tokens of rows where `draws` says how, one entry a row. A machine that cannot, or not so, gives their logits.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    fn forward_and_draw(
+        &mut self,
+        rows: &mut [Row<'_>],
+        slots: &[Option<Slot>],
+        _draws: &[Option<Draw<'_>>],
+    ) -> Result<Output, Error> {
+        Ok(Output {
+            logits: self.forward(rows, slots)?,
+            drawn: vec![None; rows.len()],
+        })
+    }
 
     /// Says that rows with this core are likely to come soon.
     ///

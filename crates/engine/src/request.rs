@@ -11,6 +11,7 @@ use crate::{
     cores::{HeldCore, Slot},
     event::{Event, Finish, Timings},
     ids::{Digest, RequestId, SessionId, TenantId, TokenId, Version},
+    machine::Draw,
     prefix::PrefixKey,
     sampling::{Drawn, Sampler, score},
 };
@@ -281,12 +282,20 @@ impl Request {
         (row, self.pin.core.as_ref().map(HeldCore::slot))
     }
 
-    /// Takes what came back for the row of so many tokens: `logits`, V floats for each row of logits that it asked for. Says
-    /// whether the request has ended.
+    /// How a machine may draw the token behind the next row, of so many tokens; none if there is none, or only the logits serve.
+    pub(crate) fn draw(&self, tokens: usize) -> Option<Draw<'_>> {
+        match &self.work {
+            Work::Generate { sampler, .. } if self.logits(tokens) == 1 => sampler.by_machine(),
+            Work::Generate { .. } | Work::Score { .. } => None,
+        }
+    }
+
+    /// Takes what came back for the row of so many tokens: the token that was drawn, or `logits`, V floats for each row of logits that it
+    /// asked for. Says whether the request has ended.
     pub(crate) fn took(
         &mut self,
         tokens: usize,
-        logits: &[f32],
+        (drawn_token, logits): (Option<(TokenId, Option<f32>)>, &[f32]),
         vocab: usize,
         now: Instant,
         events: &mut Vec<Event>,
@@ -309,7 +318,10 @@ impl Request {
                     token,
                     logprob,
                     top,
-                } = sampler.draw(logits);
+                } = match drawn_token {
+                    Some((token, logprob)) => sampler.take(token, logprob),
+                    None => sampler.draw(logits),
+                };
                 self.first_token.get_or_insert(now);
                 if eos.contains(&token) {
                     let event = self.finished(Finish::Eos, now);

@@ -11,7 +11,7 @@ use std::{cmp::Ordering, collections::HashSet};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{command::Sampling, error::RequestError, ids::TokenId};
+use crate::{command::Sampling, error::RequestError, ids::TokenId, machine::Draw};
 
 /// Most tokens that can be asked for beside each token.
 const MAX_TOP_LOGPROBS: usize = 64;
@@ -54,6 +54,32 @@ impl Sampler {
     fn see(&mut self, token: TokenId) {
         if self.sampling.repetition_penalty != 1.0 {
             self.seen.insert(token.0);
+        }
+    }
+
+    /// How a machine may draw the next token in this one's place; none if it also asks for the likeliest beside it.
+    pub(crate) fn by_machine(&self) -> Option<Draw<'_>> {
+        (self.sampling.top_logprobs == 0).then(|| Draw {
+            sampling: &self.sampling,
+            point: if self.sampling.temperature == 0.0 {
+                0.0
+            } else {
+                point(&mut self.random.clone())
+            },
+            seen: &self.seen,
+        })
+    }
+
+    /// Takes the token that a machine has drawn so.
+    pub(crate) fn take(&mut self, token: TokenId, logprob: Option<f32>) -> Drawn {
+        if self.sampling.temperature != 0.0 {
+            point(&mut self.random);
+        }
+        self.see(token);
+        Drawn {
+            token,
+            logprob: logprob.filter(|_| self.sampling.logprobs),
+            top: Vec::new(),
         }
     }
 
@@ -117,7 +143,7 @@ impl Sampler {
         // Differences first: a tiny temperature overflows nothing but what is impossible anyway.
         let weight =
             |score: f32| ((f64::from(score) - f64::from(best)) / f64::from(temperature)).exp();
-        let point = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let point = point(&mut self.random);
         if top_k == 0 && top_p == 1.0 && min_p == 0.0 {
             let weights = scores.iter().map(|&score| weight(score));
             return pick(weights.clone().enumerate(), point * weights.sum::<f64>());
@@ -159,6 +185,11 @@ impl Sampler {
             ordered = ordered.saturating_mul(8).min(most);
         }
     }
+}
+
+/// The next number of a stream, in [0, 1).
+fn point(random: &mut ChaCha8Rng) -> f64 {
+    (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Log-probability of `token` under logits `[V]`, and whether it is the likeliest (the lowest id among equals).

@@ -5,7 +5,7 @@ use half::bf16;
 use super::{ATTENDED, Noise, ROUNDED, Say, Scale, between, error_of};
 use crate::{
     Device, Error,
-    ops::{self, Attention, Cache, Heads, Parts, Rotation, Sequences, SiteCores},
+    ops::{self, Attention, Cache, Draw, Heads, Parts, Rotation, Sequences, SiteCores},
     twin,
 };
 
@@ -73,6 +73,14 @@ pub(super) fn rows(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(
         between(&m_at.read()?, &twin::silu_mul(&gate_up, f)),
         ROUNDED,
     );
+    let wide_rows = noise.floats(rows * d);
+    let wide_at = device.upload(&wide_rows)?;
+    ops::narrow(device, x_at.view(), wide_at.view(), rows * d)?;
+    say(
+        format!("narrow [{rows}, {d}]"),
+        between(&x_at.read()?, &twin::narrow(&wide_rows)),
+        0.0,
+    );
     let index: Vec<u32> = (0..rows as u32)
         .map(|i| (i * 17) % (rows as u32 + 1))
         .collect();
@@ -83,37 +91,70 @@ pub(super) fn rows(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(
         between(&x_at.read()?, &twin::gather_rows(&y, &index, d)),
         0.0,
     );
-    let logits: Vec<f32> = (0..rows * vocab).map(|_| noise.normal() as f32).collect();
-    let temperatures: Vec<f32> = (0..rows)
-        .map(|i| if i % 3 == 0 { 0.0 } else { 0.7 })
-        .collect();
-    let (logits_at, temperatures_at, drawn) = (
+    let logits = noise.floats(rows * vocab);
+    // All filters alone and together, no two rows alike.
+    let filters = [
+        (0, 1.0, 0.0),
+        (40, 1.0, 0.0),
+        (0, 0.9, 0.0),
+        (0, 1.0, 0.02),
+        (200, 0.95, 0.01),
+    ];
+    let (mut draws, mut bits, mut seen) = (Vec::new(), Vec::new(), Vec::new());
+    for row in 0..rows {
+        let (top_k, top_p, min_p) = filters[row % filters.len()];
+        let draw = Draw {
+            temperature: if row % 7 == 6 { 0.0 } else { 0.8 },
+            top_k,
+            top_p,
+            min_p,
+            penalty: if row % 3 == 1 { 1.3 } else { 1.0 },
+            point: noise.uniform(),
+            logprob: true,
+        };
+        let tokens: Vec<u32> = (0..vocab as u32).filter(|token| token % 5 == 2).collect();
+        let mut words = vec![0u32; ops::seen_words(vocab)];
+        for token in &tokens {
+            words[*token as usize / 32] |= 1 << (token % 32);
+        }
+        bits.extend(words);
+        seen.push(if draw.penalty == 1.0 {
+            Vec::new()
+        } else {
+            tokens
+        });
+        draws.push(draw);
+    }
+    let words: Vec<u32> = draws.iter().flat_map(Draw::words).collect();
+    let (logits_at, draws_at, seen_at) = (
         device.upload(&logits)?,
-        device.upload(&temperatures)?,
-        device.alloc(rows)?,
+        device.upload(&words)?,
+        device.upload(&bits)?,
     );
-    ops::sample(
+    let (drawn, logprobs) = (device.alloc(rows)?, device.alloc(rows)?);
+    ops::draw(
         device,
         drawn.view(),
+        logprobs.view(),
         logits_at.view(),
-        temperatures_at.view(),
-        index_at.view(),
+        draws_at.view(),
+        seen_at.view(),
         rows,
         vocab,
     )?;
-    let want = twin::sample(&logits, &temperatures, &index, vocab);
-    let wrong = drawn
-        .read()?
-        .iter()
-        .zip(&want)
-        .filter(|(got, want)| got != want)
-        .count();
-    // Two numbers that differ in the last bit of a logarithm may change places.
+    let (drawn, logprobs) = (drawn.read()?, logprobs.read()?);
+    let (mut others, mut apart) = (0, 0.0f64);
+    for (row, (draw, seen)) in draws.iter().zip(&seen).enumerate() {
+        let (token, logprob) = twin::draw(&logits[row * vocab..(row + 1) * vocab], draw, seen);
+        others += usize::from(token != drawn[row]);
+        apart = apart.max(f64::from(logprob - logprobs[row]).abs());
+    }
     say(
-        format!("sample [{rows}, {vocab}], part of other tokens"),
-        wrong as f64 / rows as f64,
-        0.02,
+        format!("draw [{rows}, {vocab}]: other tokens"),
+        others as f64,
+        0.0,
     );
+    say("their log-probabilities".into(), apart, 1e-5);
     Ok(())
 }
 
@@ -148,7 +189,7 @@ pub(super) fn attention(device: &Device, scale: Scale, say: &mut Say<'_>) -> Res
             .max()
             .unwrap_or(1);
         let slots = spans.len() * max_blocks * block_size;
-        let mut qkv = noise.bf16s(rows * heads.stride(), 1.0);
+        let qkv = noise.floats(rows * heads.stride());
         let (mut k, mut v) = (
             noise.bf16s(slots * heads.keys * heads.dim, 1.0),
             noise.bf16s(slots * heads.keys * heads.dim, 1.0),
@@ -228,8 +269,10 @@ pub(super) fn attention(device: &Device, scale: Scale, say: &mut Say<'_>) -> Res
             cos: cos_at.view(),
             sin: sin_at.view(),
         };
+        let q_at = device.zeros::<bf16>(rows * heads.queries * heads.dim)?;
         ops::rope_append(
             device,
+            q_at.view(),
             qkv_at.view(),
             cache,
             rotation,
@@ -238,8 +281,8 @@ pub(super) fn attention(device: &Device, scale: Scale, say: &mut Say<'_>) -> Res
             rows,
             heads,
         )?;
-        twin::rope_append(
-            &mut qkv,
+        let q = twin::rope_append(
+            &qkv,
             &mut k,
             &mut v,
             &cos,
@@ -250,7 +293,7 @@ pub(super) fn attention(device: &Device, scale: Scale, say: &mut Say<'_>) -> Res
         );
         say(
             format!("rope_append {spans:?}: rows"),
-            between(&qkv_at.read()?, &qkv),
+            between(&q_at.read()?, &q),
             1e-3,
         );
         say(
@@ -275,13 +318,13 @@ pub(super) fn attention(device: &Device, scale: Scale, say: &mut Say<'_>) -> Res
             device,
             out.view(),
             Some(parts),
-            qkv_at.view(),
+            q_at.view(),
             cache,
             &ragged,
             &attention,
             rows,
         )?;
-        let want = twin::attend(&qkv, &k, &v, &sequences, &attention);
+        let want = twin::attend(&q, &k, &v, &sequences, &attention);
         say(
             format!("attend {spans:?} in {splits}"),
             between(&out.read()?, &want),
@@ -300,7 +343,7 @@ pub(super) fn cores(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<
     let mut noise = Noise(3);
     for (r1, r2, rank) in shapes {
         let size = SiteCores::size(r1, r2, rank);
-        let (arena, a) = (noise.bf16s(slots * size, 0.1), noise.bf16s(rows * r1, 1.0));
+        let (arena, a) = (noise.bf16s(slots * size, 0.1), noise.floats(rows * r1));
         let chosen: Vec<i32> = (0..rows as i32)
             .map(|i| i * 5 % (slots as i32 + 1) - 1)
             .collect();

@@ -6,7 +6,7 @@ use super::{Noise, Say, Scale, THROUGH, TOLD, error_of};
 use crate::{
     Batch, Bucket, Capacity, Device, Error, Files, GeneratorShape, Memory, Model, Rows, Shape,
     Source, Write,
-    ops::{Emitted, Heads},
+    ops::{Draw, Emitted, Heads},
     read_out::{Kind, ReadOut, Sites},
 };
 
@@ -77,8 +77,7 @@ pub(super) fn whole(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<
         scale: 1.0,
         lookahead: None,
         logits: 1,
-        temperature: 0.0,
-        seed: 0,
+        draw: Some(Draw::greedy()),
     };
     let mut batch = Batch::new(
         device,
@@ -211,8 +210,7 @@ pub(super) fn golden_cases(device: &Device, folder: &Path, say: &mut Say<'_>) ->
             scale: 1.0,
             lookahead: None,
             logits,
-            temperature: 0.0,
-            seed: 0,
+            draw: Some(Draw::greedy()),
         };
         let mut logits = |slot| -> Result<Vec<f32>, Error> {
             batch.fill(

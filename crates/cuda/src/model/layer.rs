@@ -91,6 +91,7 @@ impl Model {
         };
         ops::rope_append(
             device,
+            work.q.view(),
             work.qkv.view(),
             cache,
             rotation,
@@ -113,7 +114,7 @@ impl Model {
             device,
             work.heads.view(),
             Some(parts),
-            work.qkv.view(),
+            work.q.view(),
             cache,
             &batch.ragged()?,
             &attention,
@@ -277,10 +278,10 @@ impl Model {
             work.keys[at].view()
         };
         if let (Some(written), false) = (&self.written, writes.is_empty()) {
-            let keep = |to: &Buffer<bf16>, from: View<'_, bf16>, width: usize| {
+            let keep = |to: &Buffer<bf16>, from: View<'_, f32>, width: usize| {
                 let at = site * self.memory.rows * width;
                 let to = to.view().part(at, rows * width)?;
-                to.copy_from(&self.device, from.part(0, rows * width)?)
+                ops::narrow(&self.device, to, from, rows * width)
             };
             keep(&written.keys, keys, r1)?;
             keep(&written.values, work.values[at].view(), r2)?;
@@ -367,7 +368,12 @@ impl Model {
         let SiteCores { r1, r2, rank, .. } = *cores;
         let at = slot * cores.slot_size + cores.offset;
         let core = cores.arena.part(at, SiteCores::size(r1, r2, rank))?;
-        let a = Matrix::dense(work.a.view().part(first * r1, rows * r1)?, r1);
+        let (wide, a) = (
+            work.a.view().part(first * r1, rows * r1)?,
+            work.a_grouped.view().part(first * r1, rows * r1)?,
+        );
+        ops::narrow(&self.device, a, wide, rows * r1)?;
+        let a = Matrix::dense(a, r1);
         let c = Matrix::dense(work.c.view().part(first * r2, rows * r2)?, r2);
         let device = &self.device;
         if rank == 0 {

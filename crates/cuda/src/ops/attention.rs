@@ -43,8 +43,8 @@ pub struct Rotation<'a> {
     pub sin: View<'a, f32>,
 }
 
-/// Rotates q and k of qkv [T, (H + 2 Hkv) Dh] in place and appends k, v to the cache at cache_slots `[T]`; rows whose slot is beyond
-/// the cache are left alone. positions `[T]` are below the tables' max.
+/// Rotates q and k of qkv [T, (H + 2 Hkv) Dh], puts q into q [T, H Dh] and k, v into the cache at cache_slots `[T]`; rows whose slot is
+/// beyond the cache are left out. positions `[T]` are below the tables' max.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::Call`].
@@ -54,7 +54,8 @@ pub struct Rotation<'a> {
 )]
 pub fn rope_append(
     device: &Device,
-    qkv: View<'_, bf16>,
+    q: View<'_, bf16>,
+    qkv: View<'_, f32>,
     cache: Cache<'_>,
     rotation: Rotation<'_>,
     positions: View<'_, u32>,
@@ -62,6 +63,7 @@ pub fn rope_append(
     rows: usize,
     heads: Heads,
 ) -> Result<(), Error> {
+    holds("q", q, rows * heads.queries * heads.dim)?;
     holds("qkv", qkv, rows * heads.stride())?;
     holds("positions", positions, rows)?;
     holds("cache_slots", cache_slots, rows)?;
@@ -69,6 +71,7 @@ pub fn rope_append(
     let slots = cache.k.len / (heads.keys * heads.dim);
     holds("values", cache.v, slots * heads.keys * heads.dim)?;
     let arguments = [
+        q.argument(),
         qkv.argument(),
         cache.k.argument(),
         cache.v.argument(),
@@ -130,7 +133,7 @@ pub fn queries_of_tile(heads: Heads, splits: usize) -> usize {
     (if splits == 1 { 64 } else { 16 }) / (heads.queries / heads.keys.max(1)).max(1)
 }
 
-/// out [T, H Dh] = causal attention of q (rows of qkv [T, (H + 2 Hkv) Dh]) over the cache. Rows that no sequence names are left alone
+/// out [T, H Dh] = causal attention of q [T, H Dh] over the cache. Rows that no sequence names are left alone
 /// (0 where keys are split).
 ///
 /// # Errors
@@ -143,7 +146,7 @@ pub fn attend(
     device: &Device,
     out: View<'_, bf16>,
     parts: Option<Parts<'_>>,
-    qkv: View<'_, bf16>,
+    q: View<'_, bf16>,
     cache: Cache<'_>,
     sequences: &Sequences<'_>,
     attention: &Attention,
@@ -178,7 +181,7 @@ pub fn attend(
     })?;
     let max_blocks = sequences.blocks.len / sequences.count;
     holds("out", out, rows * heads.queries * heads.dim)?;
-    holds("qkv", qkv, rows * heads.stride())?;
+    holds("q", q, rows * heads.queries * heads.dim)?;
     holds("tiles", sequences.tiles, 2 * sequences.tile_count)?;
     for (name, view) in [
         ("starts", sequences.starts),
@@ -211,7 +214,7 @@ pub fn attend(
         out.argument(),
         sums,
         extents,
-        qkv.argument(),
+        q.argument(),
         cache.k.argument(),
         cache.v.argument(),
         sequences.tiles.argument(),
@@ -219,7 +222,6 @@ pub fn attend(
         sequences.lengths.argument(),
         sequences.positions.argument(),
         sequences.blocks.argument(),
-        of(heads.stride())?,
         of(heads.queries)?,
         of(heads.keys)?,
         of(block_size)?,

@@ -41,7 +41,7 @@ pub fn apply_cores(
     device: &Device,
     c: View<'_, bf16>,
     b: View<'_, f32>,
-    a: View<'_, bf16>,
+    a: View<'_, f32>,
     cores: &SiteCores<'_>,
     slots: View<'_, i32>,
     scales: View<'_, f32>,

@@ -105,7 +105,7 @@ pub fn add_rms_norm(
 )]
 pub fn head_norm(
     device: &Device,
-    x: View<'_, bf16>,
+    x: View<'_, f32>,
     gain: View<'_, bf16>,
     rows: usize,
     first: usize,
@@ -162,8 +162,8 @@ pub fn gather_rows(
 pub fn add_mass(
     device: &Device,
     mass: View<'_, f64>,
-    k: View<'_, bf16>,
-    v: View<'_, bf16>,
+    k: View<'_, f32>,
+    v: View<'_, f32>,
     rows: usize,
     r1: usize,
     r2: usize,
@@ -236,7 +236,7 @@ pub fn silu_mul(
 /// [`Error::Shape`], [`Error::Call`].
 pub fn add_bias(
     device: &Device,
-    x: View<'_, bf16>,
+    x: View<'_, f32>,
     bias: View<'_, bf16>,
     rows: usize,
     n: usize,
@@ -252,30 +252,20 @@ pub fn add_bias(
     )
 }
 
-/// out `[T]`: a token drawn from logits [T, V]: the largest at temperature 0, else by Gumbel noise of seeds `[T]`.
+/// to `[n]` = from `[n]`, rounded to bf16; n a multiple of 8.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::Call`].
-pub fn sample(
+pub fn narrow(
     device: &Device,
-    out: View<'_, u32>,
-    logits: View<'_, f32>,
-    temperatures: View<'_, f32>,
-    seeds: View<'_, u32>,
-    rows: usize,
-    vocab: usize,
+    to: View<'_, bf16>,
+    from: View<'_, f32>,
+    n: usize,
 ) -> Result<(), Error> {
-    holds("out", out, rows)?;
-    holds("logits", logits, rows * vocab)?;
-    holds("temperatures", temperatures, rows)?;
-    holds("seeds", seeds, rows)?;
-    fits(vocab > 0, || "a vocabulary of nothing".into())?;
-    let arguments = [
-        out.argument(),
-        logits.argument(),
-        temperatures.argument(),
-        seeds.argument(),
-        of(vocab)?,
-    ];
-    device.launch(Kernel::Sample, [rows, 1, 1], 1024, 0, &arguments)
+    eights(&[n])?;
+    holds("to", to, n)?;
+    holds("from", from, n)?;
+    let arguments = [to.argument(), from.argument(), Argument::U64(n as u64)];
+    let blocks = (n / 8).div_ceil(256);
+    device.launch(Kernel::Narrow, [blocks, 1, 1], 256, 0, &arguments)
 }

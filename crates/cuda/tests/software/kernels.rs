@@ -2,17 +2,30 @@
 
 use candle_core::{DType, Tensor};
 use cuda::{
-    Kernel,
-    ops::{self, Attention, Cache, Heads, Parts, Product, Rotation, Sequences, SiteCores},
+    Device, Kernel,
+    ops::{self, Attention, Cache, Draw, Heads, Parts, Product, Rotation, Sequences, SiteCores},
     twin,
 };
 use half::bf16;
+use proptest::prelude::*;
 use testkit::{Random, relative_error_of, values};
 
 use crate::{error, noise, with_device};
 
 /// A difference of the last bit of bf16, in the worst case of all elements.
 const LAST_BIT: f64 = 4e-3;
+
+/// The same numbers as [`noise`] gives, before they are rounded.
+fn floats(random: &mut Random, len: usize, deviation: f64) -> Vec<f32> {
+    (0..len)
+        .map(|_| (random.normal() * deviation) as f32)
+        .collect()
+}
+
+fn apart(got: &[f32], want: &[f32]) -> f64 {
+    let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+    relative_error_of(&wide(got), &wide(want))
+}
 
 #[test]
 fn every_kernel_takes_what_it_is_declared_to_take() {
@@ -97,7 +110,7 @@ fn heads_are_normed_where_they_lie() {
         let (rows, dh, stride) = (3, 16, 7 * 16);
         let mut random = Random::new(2);
         let (mut x, gain) = (
-            noise(&mut random, rows * stride, 1.0),
+            floats(&mut random, rows * stride, 1.0),
             noise(&mut random, dh, 1.0),
         );
         let (x_at, gain_at) = (device.upload(&x).unwrap(), device.upload(&gain).unwrap());
@@ -114,7 +127,7 @@ fn heads_are_normed_where_they_lie() {
         )
         .unwrap();
         twin::head_norm(&mut x, &gain, 2, 4, stride, 1e-6);
-        assert!(error(&x_at.read().unwrap(), &x) < LAST_BIT);
+        assert!(apart(&x_at.read().unwrap(), &x) < 1e-6);
     });
 }
 
@@ -163,8 +176,8 @@ fn rows_are_gathered_gated_and_shifted_as_by_their_twins() {
         assert!(error(&m.read().unwrap(), &twin::silu_mul(&gate_up, f)) < LAST_BIT);
 
         let (k, v) = (
-            noise(&mut random, 70 * 40, 1.0),
-            noise(&mut random, 70 * 24, 2.0),
+            floats(&mut random, 70 * 40, 1.0),
+            floats(&mut random, 70 * 24, 2.0),
         );
         let (k_at, v_at) = (device.upload(&k).unwrap(), device.upload(&v).unwrap());
         let mass = device.upload(&[3.0]).unwrap();
@@ -172,11 +185,20 @@ fn rows_are_gathered_gated_and_shifted_as_by_their_twins() {
         let want = 3.0 + twin::mass(&k, &v, 40, 24);
         assert!((mass.read().unwrap()[0] - want).abs() < 1e-5 * want);
 
-        let (mut x, bias) = (noise(&mut random, 5 * 33, 1.0), noise(&mut random, 33, 1.0));
+        let (mut x, bias) = (
+            floats(&mut random, 5 * 33, 1.0),
+            noise(&mut random, 33, 1.0),
+        );
         let (x_at, bias_at) = (device.upload(&x).unwrap(), device.upload(&bias).unwrap());
         ops::add_bias(device, x_at.view(), bias_at.view(), 5, 33).unwrap();
         twin::add_bias(&mut x, &bias);
         assert_eq!(x_at.read().unwrap(), x);
+
+        // One more than a block takes.
+        let wide = floats(&mut random, 2056, 1.0);
+        let (wide_at, narrow) = (device.upload(&wide).unwrap(), device.alloc(2056).unwrap());
+        ops::narrow(device, narrow.view(), wide_at.view(), 2056).unwrap();
+        assert_eq!(narrow.read().unwrap(), twin::narrow(&wide));
     });
 }
 
@@ -204,11 +226,13 @@ fn heads_are_rotated_and_appended_to_the_cache() {
         ] {
             let (slots, rows) = (12, 4);
             let (cos, sin) = tables(heads.dim, 40);
-            let mut qkv = noise(&mut random, rows * heads.stride(), 1.0);
+            let qkv = floats(&mut random, rows * heads.stride(), 1.0);
             let [mut k, mut v] =
                 [(); 2].map(|()| noise(&mut random, slots * heads.keys * heads.dim, 1.0));
             let (positions, cache_slots) = ([0, 39, 7, 5], [3, 11, u32::MAX, 0]);
-            let [qkv_at, k_at, v_at] = [&qkv, &k, &v].map(|values| device.upload(values).unwrap());
+            let qkv_at = device.upload(&qkv).unwrap();
+            let q_at = device.zeros(rows * heads.queries * heads.dim).unwrap();
+            let [k_at, v_at] = [&k, &v].map(|values| device.upload(values).unwrap());
             let [cos_at, sin_at] = [&cos, &sin].map(|values| device.upload(values).unwrap());
             let [positions_at, slots_at] =
                 [&positions, &cache_slots].map(|values| device.upload(values).unwrap());
@@ -222,6 +246,7 @@ fn heads_are_rotated_and_appended_to_the_cache() {
             };
             ops::rope_append(
                 device,
+                q_at.view(),
                 qkv_at.view(),
                 cache,
                 rotation,
@@ -231,8 +256,8 @@ fn heads_are_rotated_and_appended_to_the_cache() {
                 heads,
             )
             .unwrap();
-            twin::rope_append(
-                &mut qkv,
+            let q = twin::rope_append(
+                &qkv,
                 &mut k,
                 &mut v,
                 &cos,
@@ -241,7 +266,7 @@ fn heads_are_rotated_and_appended_to_the_cache() {
                 &cache_slots,
                 heads,
             );
-            for (got, want) in [(qkv_at, &qkv), (k_at, &k), (v_at, &v)] {
+            for (got, want) in [(q_at, &q), (k_at, &k), (v_at, &v)] {
                 assert!(error(&got.read().unwrap(), want) < 1e-4);
             }
         }
@@ -275,7 +300,7 @@ fn attend(
         window,
         splits,
     };
-    let qkv = noise(&mut random, rows * heads.stride(), 1.0);
+    let q = noise(&mut random, rows * heads.queries * heads.dim, 1.0);
     let [k, v] = [(); 2].map(|()| {
         noise(
             &mut random,
@@ -300,7 +325,7 @@ fn attend(
             sequence
         })
         .collect();
-    let want = twin::attend(&qkv, &k, &v, &described, &attention);
+    let want = twin::attend(&q, &k, &v, &described, &attention);
 
     let mut found = f64::INFINITY;
     with_device(|device| {
@@ -329,7 +354,7 @@ fn attend(
             device.upload(&tiles).unwrap(),
             device.upload(&table).unwrap(),
         );
-        let [qkv_at, k_at, v_at] = [&qkv, &k, &v].map(|values| device.upload(values).unwrap());
+        let [q_at, k_at, v_at] = [&q, &k, &v].map(|values| device.upload(values).unwrap());
         let out = device
             .zeros::<bf16>(rows * heads.queries * heads.dim)
             .unwrap();
@@ -358,7 +383,7 @@ fn attend(
             device,
             out.view(),
             Some(parts),
-            qkv_at.view(),
+            q_at.view(),
             cache,
             &on_device,
             &attention,
@@ -483,7 +508,7 @@ fn each_row_gets_the_core_of_its_slot() {
             let size = SiteCores::size(r1, r2, rank) + offset + 8;
             let (arena, a) = (
                 noise(&mut random, slots * size, 0.2),
-                noise(&mut random, rows * r1, 1.0),
+                floats(&mut random, rows * r1, 1.0),
             );
             let (chosen, scales) = ([2, -1, 0, 2, 1], [1.0, 1.0, 0.5, 2.0, 0.0]);
             let (arena_at, a_at) = (device.upload(&arena).unwrap(), device.upload(&a).unwrap());
@@ -532,45 +557,114 @@ fn each_row_gets_the_core_of_its_slot() {
     });
 }
 
-#[test]
-fn tokens_are_drawn_as_by_the_twin_and_from_the_softmax() {
-    with_device(|device| {
-        let mut random = Random::new(16);
-        let (rows, vocab) = (3, 1500);
-        let mut logits: Vec<f32> = (0..rows * vocab).map(|_| random.normal() as f32).collect();
-        logits[700] = 9.0;
-        logits[1400] = 9.0; // equal: the first is meant
-        let (temperatures, seeds) = ([0.0, 0.7, 1.0], [1, 2, 3]);
-        let draw = |logits: &[f32], temperatures: &[f32], seeds: &[u32], vocab: usize| {
-            let out = device.alloc(seeds.len()).unwrap();
-            let (l, t, s) = (
-                device.upload(logits).unwrap(),
-                device.upload(temperatures).unwrap(),
-                device.upload(seeds).unwrap(),
-            );
-            ops::sample(
-                device,
-                out.view(),
-                l.view(),
-                t.view(),
-                s.view(),
-                seeds.len(),
-                vocab,
-            )
-            .unwrap();
-            out.read().unwrap()
-        };
-        let got = draw(&logits, &temperatures, &seeds, vocab);
-        assert_eq!(got, twin::sample(&logits, &temperatures, &seeds, vocab));
-        assert_eq!(got[0], 700);
-
-        // Two tokens of odds 3 : 1.
-        let (draws, mut first) = (4000u32, 0);
-        for seed in 0..draws {
-            first += u32::from(twin::sample(&[3f32.ln(), 0.0], &[1.0], &[seed], 2)[0] == 0);
+/// Tokens and log-probabilities that the device draws of logits [T, V], `seen` of each row.
+fn drawn(
+    device: &Device,
+    logits: &[f32],
+    draws: &[Draw],
+    seen: &[Vec<u32>],
+) -> (Vec<u32>, Vec<f32>) {
+    let (rows, vocab) = (draws.len(), logits.len() / draws.len());
+    let mut bits = vec![0u32; rows * ops::seen_words(vocab)];
+    for (row, seen) in seen.iter().enumerate() {
+        for token in seen {
+            bits[row * ops::seen_words(vocab) + *token as usize / 32] |= 1 << (token % 32);
         }
-        let share = f64::from(first) / f64::from(draws);
-        assert!((share - 0.75).abs() < 0.03, "{share}");
+    }
+    let words: Vec<u32> = draws.iter().flat_map(Draw::words).collect();
+    let (out, logprobs) = (device.zeros(rows).unwrap(), device.zeros(rows).unwrap());
+    ops::draw(
+        device,
+        out.view(),
+        logprobs.view(),
+        device.upload(logits).unwrap().view(),
+        device.upload(&words).unwrap().view(),
+        device.upload(&bits).unwrap().view(),
+        rows,
+        vocab,
+    )
+    .unwrap();
+    (out.read().unwrap(), logprobs.read().unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn tokens_are_drawn_as_by_the_twin(
+        seed in any::<u64>(),
+        vocab in 1usize..400,
+        temperature in prop_oneof![Just(0f32), Just(1e-3), 0.3f32..3.0],
+        top_k in prop_oneof![Just(0u32), 1u32..60, Just(1000)],
+        top_p in prop_oneof![Just(1f32), 0.01f32..1.0],
+        min_p in prop_oneof![Just(0f32), 0f32..0.9],
+        penalty in prop_oneof![Just(1f32), 0.5f32..2.0],
+        // Few values, so that many are equal; and what is no number, or beyond all.
+        levels in prop_oneof![Just(0u32), 1u32..6],
+        odd in any::<bool>(),
+    ) {
+        let mut random = Random::new(seed);
+        let mut logits = floats(&mut random, 3 * vocab, 2.0);
+        if levels > 0 {
+            logits.iter_mut().for_each(|x| *x = (*x).round().clamp(-(levels as f32), levels as f32));
+        }
+        if odd {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                logits[random.below(3 * vocab)] = value;
+            }
+        }
+        let seen: Vec<Vec<u32>> = (0..3)
+            .map(|_| (0..vocab as u32).filter(|_| random.below(4) == 0).collect())
+            .collect();
+        let draws = [0.0, 0.37, 0.999_999].map(|point| Draw {
+            temperature, top_k, top_p, min_p, penalty, point, logprob: true,
+        });
+        with_device(|device| {
+            let (tokens, logprobs) = drawn(device, &logits, &draws, &seen);
+            for (row, draw) in draws.iter().enumerate() {
+                let own = &logits[row * vocab..(row + 1) * vocab];
+                let (token, logprob) = twin::draw(own, draw, &seen[row]);
+                assert_eq!(tokens[row], token, "row {row}");
+                assert!((logprobs[row] - logprob).abs() <= 1e-5 * logprob.abs().max(1.0));
+            }
+        });
+    }
+}
+
+#[test]
+fn draws_come_from_the_softmax_and_rows_that_want_none_are_left_alone() {
+    with_device(|device| {
+        // Two tokens of odds 3 : 1, at sixteen points.
+        let draws: Vec<Draw> = (0..16)
+            .map(|i| Draw {
+                temperature: 1.0,
+                point: (f64::from(i) + 0.5) / 16.0,
+                ..Draw::greedy()
+            })
+            .collect();
+        let logits = [3f32.ln(), 0.0].repeat(16);
+        let (tokens, _) = drawn(device, &logits, &draws, &vec![Vec::new(); 16]);
+        assert_eq!(tokens, [[0; 12].as_slice(), &[1; 4]].concat());
+
+        let (out, logprobs) = (
+            device.upload(&[7u32]).unwrap(),
+            device.upload(&[3f32]).unwrap(),
+        );
+        let nothing = device.zeros::<u32>(Draw::greedy().words().len()).unwrap();
+        ops::draw(
+            device,
+            out.view(),
+            logprobs.view(),
+            device.upload(&[0f32, 1.0]).unwrap().view(),
+            nothing.view(),
+            device.zeros(1).unwrap().view(),
+            1,
+            2,
+        )
+        .unwrap();
+        assert_eq!(
+            (out.read().unwrap()[0], logprobs.read().unwrap()[0]),
+            (7, 3.0)
+        );
     });
 }
 
@@ -686,7 +780,7 @@ fn the_twins_are_the_cpus_own_operations() {
     };
     let (block_size, rows, position) = (4, 6, 4);
     let (cos, sin) = tables(heads.dim, 16);
-    let mut qkv = noise(&mut random, rows * heads.stride(), 1.0);
+    let qkv = noise(&mut random, rows * heads.stride(), 1.0);
     let [mut k, mut v] =
         [(); 2].map(|()| noise(&mut random, 4 * block_size * heads.keys * heads.dim, 1.0));
     let (positions, blocks) = ((4..10).collect::<Vec<u32>>(), vec![2, 0, 3]);
@@ -720,9 +814,9 @@ fn the_twins_are_the_cpus_own_operations() {
     };
     let want =
         kernels::paged_attention(&turn(&q), &k_cache, &v_cache, &[row], 0.25, Some(7)).unwrap();
-    twin::rope_append(
-        &mut qkv, &mut k, &mut v, &cos, &sin, &positions, &slots, heads,
-    );
+    let wide = |values: &[bf16]| values.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+    let qkv = wide(&qkv);
+    let q = twin::rope_append(&qkv, &mut k, &mut v, &cos, &sin, &positions, &slots, heads);
     rounded(&k, &k_cache);
     let sequence = twin::Sequence {
         start: 0,
@@ -736,7 +830,7 @@ fn the_twins_are_the_cpus_own_operations() {
         window: 7,
         splits: 1,
     };
-    rounded(&twin::attend(&qkv, &k, &v, &[sequence], &attention), &want);
+    rounded(&twin::attend(&q, &k, &v, &[sequence], &attention), &want);
 
     // A core, low-rank.
     let (r1, r2, rank) = (16, 24, 8);
@@ -765,7 +859,7 @@ fn the_twins_are_the_cpus_own_operations() {
         rank,
     };
     rounded(
-        &twin::apply_cores(&a, &arena, &[0, -1], &[0.5, 1.0], shape),
+        &twin::apply_cores(&wide(&a), &arena, &[0, -1], &[0.5, 1.0], shape),
         &want,
     );
 }

@@ -1,11 +1,13 @@
 //! The whole forward on the software device against `lm`'s, on tiny models: prefill, decode by graphs, ingest, cores, swaps.
 
+use std::{collections::HashMap, path::Path};
+
 use candle_core::DType;
 use cuda::{
     Batch, Bucket, Capacity, Device, Error, Files, Form, GeneratorShape, Memory, Model, Place,
     Rows, Shape, Source, Sums, Write,
-    ops::Emitted,
-    ops::Heads,
+    check::Scale,
+    ops::{Draw, Emitted, Heads},
     read_out::{ITERATIONS, Kind, ReadOut, Sites},
 };
 use generator::{Core, State};
@@ -177,8 +179,7 @@ fn rows<'a>(tokens: &'a [u32], position: usize, blocks: &'a [u32], logits: usize
         scale: 1.0,
         lookahead: None,
         logits,
-        temperature: 0.0,
-        seed: 0,
+        draw: Some(Draw::greedy()),
     }
 }
 
@@ -262,7 +263,7 @@ fn a_decode_graph_goes_on_as_a_prompt_would() {
             bucket.launch().unwrap();
             let (logits, drawn) = (
                 model.logits(&bucket.batch).unwrap(),
-                model.drawn(&bucket.batch).unwrap(),
+                model.drawn(&bucket.batch).unwrap().0,
             );
             for (i, text) in texts.iter().enumerate() {
                 let got: Vec<f64> = logits[i * 96..(i + 1) * 96]
@@ -303,7 +304,7 @@ fn greedy_tokens_are_the_cpus() {
                 )
                 .unwrap();
             bucket.launch().unwrap();
-            let token = model.drawn(&bucket.batch).unwrap()[0];
+            let token = model.drawn(&bucket.batch).unwrap().0[0];
             let logits = tiny.expected(&twin, 1, None);
             let mut order: Vec<usize> = (0..96).collect();
             order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
@@ -461,6 +462,121 @@ fn what_is_told_adds_up_to_the_cpus_sums_and_is_read_out_to_its_core() {
             assert!(relative_error_of(bare, &want_bare) < BF16);
         });
     }
+}
+
+/// The logits of the last tokens of a row that runs alone, with a core or into a window.
+fn alone(
+    lm: &Lm,
+    kv: &KvCache,
+    tokens: &[TokenId],
+    (core, window): (Option<&Core>, Option<&mut generator::Window>),
+    logits: usize,
+) -> Option<candle_core::Tensor> {
+    let row = Row {
+        tokens,
+        position: 0,
+        blocks: &[0, 1],
+        core,
+        scale: 1.0,
+        window,
+        lookahead: None,
+        logits,
+    };
+    lm.forward(&mut [row], kv).unwrap().logits
+}
+
+/// A golden case with weights that bf16 holds, and the logits that `lm` has for it: bare, and behind the context.
+fn rounded_case(case: &Path, to: &Path) {
+    for (part, files) in [
+        ("base", ["config.json", "model.safetensors"]),
+        (
+            "generator",
+            ["adapter_config.json", "adapter_model.safetensors"],
+        ),
+    ] {
+        let [from, to] = [case, to].map(|folder| folder.join(part));
+        std::fs::create_dir_all(&to).unwrap();
+        std::fs::copy(from.join(files[0]), to.join(files[0])).unwrap();
+        let tensors =
+            candle_core::safetensors::load(from.join(files[1]), &candle_core::Device::Cpu).unwrap();
+        let rounded: HashMap<_, _> = tensors
+            .into_iter()
+            .map(|(name, tensor)| (name, tensor.to_dtype(DType::BF16).unwrap()))
+            .collect();
+        candle_core::safetensors::save(&rounded, to.join(files[1])).unwrap();
+    }
+    let mut lm = Lm::load(&to.join("base"), LoadOptions::default()).unwrap();
+    lm.attach_generator(&to.join("generator")).unwrap();
+    let generator = lm.generator().unwrap();
+    let expected = candle_core::safetensors::load(
+        case.join("expected.safetensors"),
+        &candle_core::Device::Cpu,
+    )
+    .unwrap();
+    let tokens = |name: &str| {
+        let tokens = expected[name].to_vec1::<i64>().unwrap();
+        tokens
+            .into_iter()
+            .map(|token| TokenId(token as u32))
+            .collect::<Vec<_>>()
+    };
+    let (context, query) = (tokens("context"), tokens("query"));
+    let kv = KvCache::new(lm.config(), 8, 16).unwrap();
+    let mut state = generator.new_state().unwrap();
+    for range in generator::windows::equalised(context.len(), 16) {
+        let mut window = generator.new_window().unwrap();
+        alone(&lm, &kv, &context[range], (None, Some(&mut window)), 0);
+        state.add_window(&window, 1.0).unwrap();
+    }
+    let core = generator.read_out(&state).unwrap();
+    let mut written =
+        HashMap::from(["context", "query"].map(|name| (name.to_owned(), expected[name].clone())));
+    for (name, core) in [
+        ("base.logits", None),
+        ("parallel.exact.logits", Some(&core)),
+    ] {
+        let logits = alone(&lm, &kv, &query, (core, None), query.len()).unwrap();
+        // The reference itself is near: only its weights were rounded.
+        let error = relative_error_of(&values(&logits), &values(&expected[name]));
+        assert!(
+            error > 1e-4 && error < BF16,
+            "{name} of {}: {error}",
+            case.display()
+        );
+        written.insert(name.to_owned(), logits);
+    }
+    candle_core::safetensors::save(&written, to.join("expected.safetensors")).unwrap();
+}
+
+#[test]
+fn golden_cases_whose_weights_bf16_holds_are_within_a_hundredth_bare_and_told() {
+    let Some(golden) = testkit::golden_dir() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden).unwrap() {
+        let case = entry.unwrap().path();
+        if case.join("generator").is_dir() {
+            rounded_case(&case, &folder.path().join(case.file_name().unwrap()));
+        }
+    }
+    with_device(|device| {
+        let mut lines = Vec::new();
+        let mut say = |line| lines.push(line);
+        cuda::check::run(device, Scale::Tiny, Some(folder.path()), &mut say).unwrap();
+        let lines = lines
+            .into_iter()
+            .filter(|line| line.what.contains(": base") || line.what.contains(": parallel"));
+        let lines: Vec<_> = lines.collect();
+        assert_eq!(lines.len(), 8);
+        for line in lines {
+            testkit::report(&format!("{}: {:.1e}\n", line.what, line.error));
+            // Of full rank the smallest singular value becomes 1, too, whatever noise is in it.
+            let whole = line.what.contains("r24-i24-q24") && line.what.contains("parallel");
+            let most = if whole { 1.2e-2 } else { 1e-2 };
+            assert!(line.error < most, "{line:?}");
+        }
+    });
 }
 
 fn lambda(tiny: &Tiny) -> f64 {

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod draws;
 mod machine;
 
 use std::{
@@ -470,7 +471,9 @@ fn forgetting_forking_and_leaving_memory_work_as_on_the_processor() {
         .filter(|said| matches!(said, Said::Scores(_)))
         .collect();
     assert!(apart(scores[0], scores[1]) > 0.5 && apart(scores[0], scores[2]) > 0.5);
-    assert!(apart(scores[2], scores[3]) < 1e-3, "read again: as it was");
+    // Other rows ran beside each other: as it was, up to bf16.
+    let again = apart(scores[2], scores[3]);
+    assert!(again < 2e-2, "read again: {again} nats apart");
     assert_eq!(
         scores[4], scores[5],
         "what has forgotten all is the bare model"

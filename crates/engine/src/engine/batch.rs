@@ -25,6 +25,7 @@ use crate::{
     error::Error,
     event::{Event, Finish},
     ids::{SessionId, TenantId},
+    machine::Output,
     request::Request,
     scheduler,
     session::{Context, Session},
@@ -353,14 +354,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs the rows. Logits of all rows that asked for some, V floats each, requests in order.
-    pub(super) fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
-        let (mut rows, mut slots) = (Vec::new(), Vec::new());
+    /// Runs the rows: requests in order, then sessions.
+    pub(super) fn forward(&mut self, batch: &Batch) -> Result<Output, Error> {
+        let (mut rows, mut slots, mut draws) = (Vec::new(), Vec::new(), Vec::new());
         for (request, &tokens) in self.running.iter().zip(&batch.requests) {
             if tokens > 0 {
                 let (row, slot) = request.row(tokens);
                 rows.push(row);
                 slots.push(slot);
+                draws.push(request.draw(tokens));
             }
         }
         for (id, session) in &mut self.sessions {
@@ -371,23 +373,25 @@ impl Engine {
             {
                 rows.push(row);
                 slots.push(slot);
+                draws.push(None);
             }
         }
         if rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Output::default());
         }
-        self.machine.forward(&mut rows, &slots)
+        self.machine.forward_and_draw(&mut rows, &slots, &draws)
     }
 
     pub(super) fn hand_round(
         &mut self,
         batch: &Batch,
-        logits: &[f32],
+        output: &Output,
         now: Instant,
         events: &mut Vec<Event>,
     ) {
         let vocab = self.model.vocab;
-        let mut rest = logits;
+        let mut rest = output.logits.as_slice();
+        let mut drawn = output.drawn.iter();
         let mut behind = Vec::new();
         let running = std::mem::take(&mut self.running);
         for (mut request, &tokens) in running.into_iter().zip(&batch.requests) {
@@ -395,11 +399,17 @@ impl Engine {
                 self.running.push(request);
                 continue;
             }
+            let token = drawn.next().copied().flatten();
+            let wanted = if token.is_some() {
+                0
+            } else {
+                request.logits(tokens)
+            };
             let (own, others) = rest
-                .split_at_checked(request.logits(tokens) * vocab)
+                .split_at_checked(wanted * vocab)
                 .unwrap_or((rest, &[]));
             rest = others;
-            let ended = request.took(tokens, own, vocab, now, events);
+            let ended = request.took(tokens, (token, own), vocab, now, events);
             if self.config.prefix_cache {
                 request.offer(&mut self.allocator);
             }
