@@ -186,7 +186,7 @@ pub struct Cuda {
     pub slots: usize,
     /// Cores in pinned host memory behind them; all others are made ready from `engine.core_budget_bytes`.
     pub pinned: usize,
-    /// Open windows whose sums are in device memory; those of others wait on the host.
+    /// Sums in device memory: of open windows, and of what sessions have read; those of others wait on the host.
     pub windows: usize,
 }
 

@@ -49,6 +49,21 @@ KERNEL narrow(bf16* to, const float* from, uint64_t n) {
   *(Eight*)(to + at) = out;
 }
 
+// to [n] += weight from [n]; n a multiple of 8.
+KERNEL add_scaled(float* to, const float* from, float weight, uint64_t n) {
+  const uint64_t at = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+  if (at >= n) return;
+  const EightFloats more = *(const EightFloats*)(from + at);
+  EightFloats sum = *(EightFloats*)(to + at);
+  for (int i = 0; i < 8; i++) sum.at[i] = fmaf(weight, more.at[i], sum.at[i]);
+  *(EightFloats*)(to + at) = sum;
+}
+
+// to [n] += weight from [n]. One block.
+KERNEL add_scaled_masses(double* to, const double* from, double weight, unsigned n) {
+  for (unsigned i = threadIdx.x; i < n; i += blockDim.x) to[i] += weight * from[i];
+}
+
 // mass [1] += the sum over rows of ||k|| ||v||, k [T, R1], v [T, R2]; in an order of its own, the same in every run. One block of 32 warps.
 KERNEL add_mass(double* mass, const float* k, const float* v, unsigned rows, unsigned r1, unsigned r2) {
   __shared__ double sums[32];

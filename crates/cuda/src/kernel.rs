@@ -80,6 +80,8 @@ kernels! {
         GatherResidual "gather_residual" "pppuu",
         SiluMul "silu_mul" "ppu",
         AddBias "add_bias" "ppu",
+        AddScaled "add_scaled" "ppfl",
+        AddScaledMasses "add_scaled_masses" "ppdu",
         AddMass "add_mass" "pppuuu",
         Narrow "narrow" "ppl",
         RopeAppend "rope_append" "ppppppppuuuu",

@@ -132,6 +132,24 @@ impl Sums {
         }
     }
 
+    /// Adds others of the same sizes, times a weight.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for other sizes; [`Error::Call`].
+    pub fn add(&self, device: &Device, from: &Self, weight: f32) -> Result<(), Error> {
+        ops::add_scaled(device, self.s.view(), from.s.view(), weight)?;
+        if let (Some(g), Some(from)) = (&self.g, &from.g) {
+            ops::add_scaled(device, g.view(), from.view(), weight)?;
+        }
+        match (&self.mass, &from.mass) {
+            (Some(mass), Some(from)) => {
+                let weight = f64::from(weight).abs();
+                ops::add_scaled_masses(device, mass.view(), from.view(), weight)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes the values of others of the same sizes.
     ///
     /// # Errors

@@ -19,8 +19,8 @@ pub use factor::{
     factor_block, shift_diagonal, symmetric, widen,
 };
 pub use rows::{
-    add_bias, add_mass, add_rms_norm, gather_residual, gather_rows, head_norm, narrow,
-    norm_residual, rms_norm, silu_mul,
+    add_bias, add_mass, add_rms_norm, add_scaled, add_scaled_masses, gather_residual, gather_rows,
+    head_norm, narrow, norm_residual, rms_norm, silu_mul,
 };
 
 use crate::{

@@ -105,6 +105,13 @@ pub fn add_bias(x: &mut [f32], bias: &[bf16]) {
     }
 }
 
+/// to `[n]` += weight from `[n]`.
+pub fn add_scaled(to: &mut [f32], from: &[f32], weight: f32) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = weight.mul_add(*from, *to);
+    }
+}
+
 /// Each number, rounded.
 pub fn narrow(from: &[f32]) -> Vec<bf16> {
     from.iter().map(|x| bf16::from_f32(*x)).collect()

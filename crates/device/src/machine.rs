@@ -16,7 +16,7 @@ use cuda::{
     ops::seen_words, splits_for,
 };
 use engine::{Base, Config, Draw, Machine, Output, Slot, TokenId};
-use generator::{Core, Generator, State, Window};
+use generator::{Core, Generator, State};
 use lm::Row;
 
 use crate::{Libraries, cores::Cores, load::Files, read_out::Reader, windows::Windows};
@@ -32,7 +32,7 @@ pub struct Options {
     pub slots: usize,
     /// Cores in pinned host memory behind them.
     pub pinned: usize,
-    /// Open windows whose sums are in device memory.
+    /// Sums in device memory: of open windows, and of what sessions have read.
     pub windows: usize,
 }
 
@@ -509,15 +509,27 @@ impl Machine for Accelerator {
         self.traces
     }
 
-    fn land(&self, window: &mut Window) -> Result<(), generator::Error> {
-        let landed = self.windows.borrow().land(window);
+    fn gather(&self, state: &mut State) -> Result<(), generator::Error> {
+        let gathered = self.windows.borrow_mut().gather(&self.model, state);
+        gathered.map_err(|error| of_state(&error))
+    }
+
+    fn land(&self, state: &mut State) -> Result<(), generator::Error> {
+        let landed = self.windows.borrow_mut().land(&self.model, state);
         landed.map_err(|error| of_state(&error))
     }
 
     fn read_out(&self, state: &State) -> Result<Core, generator::Error> {
         match (&self.generator, &self.reader) {
-            (Some(generator), Some(reader)) => reader.read(generator, state),
-            (Some(generator), None) => generator.read_out(state),
+            (Some(generator), Some(reader)) => {
+                let windows = &mut *self.windows.borrow_mut();
+                reader.read(generator, state, (windows, &self.model))
+            }
+            (Some(generator), None) => {
+                let mut state = state.try_clone()?;
+                self.land(&mut state)?;
+                generator.read_out(&state)
+            }
             (None, _) => Err(generator::Error::Device {
                 detail: "there is no generator".to_owned(),
             }),

@@ -1,18 +1,18 @@
-//! Read-outs on the device: a state's sums go up, one graph for all sites runs, the core comes back as a value.
+//! Read-outs on the device: a state's sums are put together, one graph for all sites runs, the core comes back as a value.
 //!
-//! States rest on the host, of whose memory there is more; only while it is read out is one of them on the device. Generators whose
+//! Of states that rest on the device nothing goes up; those that the host has are there only while they are read out. Generators whose
 //! read-out the device has no form for are read out by the processor. Start at [`Reader::read`].
 
 use candle_core::Tensor;
 use cuda::{
-    Buffer, Device, Error, GeneratorShape, Graph,
-    ops::{Emitted, SiteCores},
+    Buffer, Device, Error, GeneratorShape, Graph, Model,
+    ops::{Emitted, SiteCores, add_scaled},
     read_out::{ITERATIONS, Kind, MORE_ITERATIONS, ReadOut, Sites},
 };
 use generator::{Core, Generator, PlainCore, State};
 use half::bf16;
 
-use crate::machine::of_state;
+use crate::{machine::of_state, windows::Windows};
 
 /// More of N than this is not left undone if more iterations can help.
 const LEFT: f64 = 1e-2;
@@ -117,8 +117,16 @@ impl Reader {
         &self,
         generator: &Generator,
         state: &State,
+        (windows, model): (&mut Windows, &Model),
     ) -> Result<Core, generator::Error> {
-        self.upload(state)?;
+        let mut floors = vec![0.0; self.sites.count];
+        if state.is_here() {
+            self.upload(state, &mut floors)?;
+        } else {
+            self.clear().map_err(|error| of_state(&error))?;
+        }
+        let put = self.put_together(state, windows, model, floors);
+        put.map_err(|error| of_state(&error))?;
         let core = self.run(generator);
         let cleared = self.clear();
         let core = core?;
@@ -126,16 +134,39 @@ impl Reader {
         Ok(core)
     }
 
-    fn upload(&self, state: &State) -> Result<(), generator::Error> {
-        let Sites { count, r1, r2, .. } = self.sites;
+    /// Adds what the device has of a state to what was uploaded of it.
+    fn put_together(
+        &self,
+        state: &State,
+        windows: &mut Windows,
+        model: &Model,
+        mut floors: Vec<f64>,
+    ) -> Result<(), Error> {
+        for part in state.elsewhere() {
+            let sums = windows.sums_of(model, part.name())?;
+            add_scaled(&self.device, self.s.view(), sums.s.view(), part.weight())?;
+            if let (Some(to), Some(g)) = (&self.g, &sums.g) {
+                add_scaled(&self.device, to.view(), g.view(), part.weight())?;
+            }
+            if let Some(mass) = &sums.mass {
+                let weight = f64::from(f32::EPSILON) * f64::from(part.weight()).abs();
+                for (floor, mass) in floors.iter_mut().zip(mass.read()?) {
+                    *floor += weight * mass;
+                }
+            }
+        }
+        self.floors.view().write(&self.device, &floors)
+    }
+
+    fn upload(&self, state: &State, floors: &mut [f64]) -> Result<(), generator::Error> {
+        let Sites { r1, r2, .. } = self.sites;
         let put = |to: &Buffer<f32>, at: usize, size: usize, values: &Tensor| {
             let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
             let part = to.view().part(at * size, size);
             let written = part.and_then(|part| part.write(&self.device, &values));
             written.map_err(|error| of_state(&error))
         };
-        let mut floors = Vec::with_capacity(count);
-        for site in 0..count {
+        for (site, floor) in floors.iter_mut().enumerate() {
             let missing = || generator::Error::Foreign {
                 detail: format!("a state without site {site}"),
             };
@@ -144,10 +175,9 @@ impl Reader {
             if let Some(to) = &self.g {
                 put(to, site, r1 * r1, g.ok_or_else(missing)?)?;
             }
-            floors.push(f64::from(f32::EPSILON) * state.mass(site).unwrap_or(0.0));
+            *floor = f64::from(f32::EPSILON) * state.mass(site).unwrap_or(0.0);
         }
-        let written = self.floors.view().write(&self.device, &floors);
-        written.map_err(|error| of_state(&error))
+        Ok(())
     }
 
     fn run(&self, generator: &Generator) -> Result<Core, generator::Error> {

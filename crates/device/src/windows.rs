@@ -1,8 +1,8 @@
-//! Sums of open windows on the device, until somebody on the host asks for them.
+//! Sums on the device, of open windows and of states, until somebody on the host asks for them.
 //!
-//! A window has a name; who clones it shares what goes by that name until one of the two writes. A name that nobody has any more gives its
-//! memory back. Where windows are more than the device has room for, those written longest ago wait on the host. Start at
-//! [`Windows::write_to`].
+//! They have names; who clones a window or a state shares what goes by its name until one of the two writes. A name that nobody has any more
+//! gives its memory back. Where sums are more than the device has room for, those used longest ago wait on the host. Start at
+//! [`Windows::write_to`]; [`Windows::gather`] has states.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,9 +10,9 @@ use std::{
 };
 
 use cuda::{Error, Model, Sums};
-use generator::{PlainSums, Window};
+use generator::{PlainSums, State, Window};
 
-/// All open windows.
+/// All sums that have names.
 pub(crate) struct Windows {
     next: u64,
     open: BTreeMap<u64, Open>,
@@ -36,6 +36,7 @@ enum At {
 }
 
 /// Sums of all sites as numbers.
+#[derive(Clone)]
 struct Values {
     s: Vec<f32>,
     g: Option<Vec<f32>>,
@@ -149,55 +150,96 @@ impl Windows {
         }
     }
 
-    /// Copies what was added up into the window itself. Nothing to do for one that was never written into.
+    /// Makes one sum of all that is here of a state.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a window of another machine; [`Error::Call`].
-    pub(crate) fn land(&self, window: &mut Window) -> Result<(), Error> {
-        let Some(name) = window.elsewhere() else {
+    /// [`Error::Shape`] for a state of another machine; [`Error::Call`].
+    pub(crate) fn gather(&mut self, model: &Model, state: &mut State) -> Result<(), Error> {
+        self.clock += 1;
+        if state.elsewhere().len() < 2 {
+            return self.sweep(model);
+        }
+        let busy = BTreeSet::new();
+        let sums = self.memory(model, &busy)?;
+        sums.clear(model.device())?;
+        for part in state.elsewhere() {
+            let of_part = self.sums_of(model, part.name())?;
+            sums.add(model.device(), of_part, part.weight())?;
+        }
+        state.gathered(&self.name(sums, None));
+        self.sweep(model)
+    }
+
+    /// Copies what is here of a state into the state itself.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    pub(crate) fn land(&mut self, model: &Model, state: &mut State) -> Result<(), Error> {
+        self.gather(model, state)?;
+        let Some(part) = state.elsewhere().first() else {
             return Ok(());
         };
-        let read;
-        let values = match self.get(**name)?.0 {
-            At::Device(sums) => {
-                read = Values::of(sums)?;
-                &read
-            }
-            At::Host(values) => values,
-        };
-        let sites = window.site_count().max(1);
-        let part = |values: &[f32], site: usize| {
+        let (read, weight) = (self.read(part.name())?, part.weight());
+        let weighted = |values: &[f32]| values.iter().map(|value| weight * value).collect();
+        let sites = state.site_count().max(1);
+        let part = |values: &[f32], site: usize| -> Vec<f32> {
             let len = values.len() / sites;
-            values[site * len..(site + 1) * len].to_vec()
+            weighted(&values[site * len..(site + 1) * len])
         };
         let site = |site: usize| PlainSums {
-            s: part(&values.s, site),
-            g: values.g.as_ref().map(|g| part(g, site)),
-            mass: values.mass.as_ref().map_or(0.0, |mass| mass[site]),
+            s: part(&read.s, site),
+            g: read.g.as_ref().map(|g| part(g, site)),
+            mass: read
+                .mass
+                .as_ref()
+                .map_or(0.0, |mass| f64::from(weight).abs() * mass[site]),
         };
         let sums = (0..sites).map(site).collect();
-        window.set_sums(sums).map_err(|error| Error::Shape {
+        state.land(sums).map_err(|error| Error::Shape {
             what: error.to_string(),
-        })
+        })?;
+        self.sweep(model)
+    }
+
+    /// The sums that go by a name, brought to the device if they are not there.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    pub(crate) fn sums_of(&mut self, model: &Model, name: u64) -> Result<&Sums, Error> {
+        self.here(model, name, &BTreeSet::from([name]))?;
+        self.sums(name)
+    }
+
+    /// The sums that go by a name, as numbers.
+    fn read(&self, name: u64) -> Result<Values, Error> {
+        match self.get(name)?.0 {
+            At::Device(sums) => Values::of(sums),
+            At::Host(values) => Ok(values.clone()),
+        }
     }
 
     fn add(&mut self, window: &mut Window, sums: Sums, pending: Option<u32>) -> u64 {
-        let name = self.next;
+        let name = self.name(sums, pending);
+        window.set_elsewhere(Arc::clone(&name));
+        *name
+    }
+
+    /// Gives sums a name.
+    fn name(&mut self, sums: Sums, pending: Option<u32>) -> Arc<u64> {
+        let name = Arc::new(self.next);
         self.next += 1;
-        let shared = Arc::new(name);
         let open = Open {
-            name: Arc::downgrade(&shared),
+            name: Arc::downgrade(&name),
             sums: At::Device(sums),
             pending,
             used: self.clock,
         };
-        self.open.insert(name, open);
-        window.set_elsewhere(shared);
+        self.open.insert(*name, open);
         name
     }
 
     /// Gives back, as zeros, what nobody has a name for.
-    fn sweep(&mut self, model: &Model) -> Result<(), Error> {
+    pub(crate) fn sweep(&mut self, model: &Model) -> Result<(), Error> {
         let dead: Vec<u64> = self
             .open
             .iter()

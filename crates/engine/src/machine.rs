@@ -5,7 +5,7 @@
 
 use std::{collections::HashSet, path::Path};
 
-use generator::{Core, Gate, Generator, State, Window};
+use generator::{Core, Gate, Generator, State};
 use lm::{KvCache, Lm, LoadOptions, Row};
 
 use crate::{command::Sampling, config::Config, cores::Slot, error::Error, ids::TokenId};
@@ -52,7 +52,7 @@ pub trait Machine {
     fn generator(&self) -> Option<&Generator>;
 
     /// Runs rows; of each, `slots` has the address of its core. Keys and values go into the rows' blocks, what tokens write to their
-    /// windows, which hold it once they have [landed](Self::land). Gives the logits that rows ask for, V floats each, in order.
+    /// windows, or to where those have a name for it. Gives the logits that rows ask for, V floats each, in order.
     ///
     /// # Errors
     /// A row that cannot run, or a machine that is broken.
@@ -89,11 +89,21 @@ pub trait Machine {
     /// Whether windows also hold what single tokens have written, where they are asked to.
     fn traces(&self) -> bool;
 
-    /// Sees to it that a window holds the sums of all that its tokens have written. It may go on writing.
+    /// Makes one sum of all that the machine holds of a state, so that it takes no more memory for each window.
     ///
     /// # Errors
-    /// A window of another machine, or a machine that is broken.
-    fn land(&self, window: &mut Window) -> Result<(), generator::Error>;
+    /// A state of another machine, or a machine that is broken.
+    fn gather(&self, _: &mut State) -> Result<(), generator::Error> {
+        Ok(())
+    }
+
+    /// Sees to it that a state has all its sums itself, to be written or read by others.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    fn land(&self, _: &mut State) -> Result<(), generator::Error> {
+        Ok(())
+    }
 
     /// What gates are made with, if the generator has one and cores with gates run here.
     fn gate(&self) -> Option<&Gate> {
@@ -173,11 +183,6 @@ impl Machine for Host {
 
     fn gate(&self) -> Option<&Gate> {
         self.lm.generator()?.gate()
-    }
-
-    /// They are written here.
-    fn land(&self, _: &mut Window) -> Result<(), generator::Error> {
-        Ok(())
     }
 
     fn read_out(&self, state: &State) -> Result<Core, generator::Error> {

@@ -83,8 +83,9 @@ impl State {
     /// Appends the state to `out`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if a tensor cannot be read.
+    /// [`Error::Tensor`] if a tensor cannot be read, [`Error::Foreign`] for a state some of which a machine holds.
     pub fn write(&self, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.check_here()?;
         let (sites, writes) = self.all();
         out.extend_from_slice(&writes.to_le_bytes());
         put(out, sites.len());

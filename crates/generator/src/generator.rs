@@ -208,6 +208,7 @@ impl Generator {
                 detail: format!("a state of {} sites, not {}", state.len(), self.sites.len()),
             });
         }
+        state.check_here()?;
         if state.is_empty() {
             return Ok(Core::of(self.sites.iter().map(|_| SiteCore::Zero)));
         }

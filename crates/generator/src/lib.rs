@@ -36,6 +36,6 @@ pub use export::PeftExport;
 pub use gate::{Doubt, GATE_FILE, Gate};
 pub use generator::Generator;
 pub use site::{BaseShape, Module, Site, SiteId, SiteRows, WriteRows, normed_embeddings};
-pub use state::{PlainSums, State, Window};
+pub use state::{Elsewhere, PlainSums, State, Window};
 pub use trace::Trace;
 pub use trainee::{Adapted, Adapter, PARTS, Seen, Trainee, TraineeSite};

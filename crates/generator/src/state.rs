@@ -10,7 +10,7 @@ use std::{ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
 
-pub use self::elsewhere::PlainSums;
+pub use self::elsewhere::{Elsewhere, PlainSums};
 use crate::{error::Error, site::Site, trace::Rows};
 
 /// S [R1, R2] and, for a ridge read-out, G [R1, R1] of one site, f32.
@@ -315,6 +315,8 @@ pub struct State {
     sites: Arc<Vec<Sums>>,
     /// Tokens that have written, whatever their weight.
     writes: u64,
+    /// Sums that a machine holds, in the order in which they are added to these.
+    elsewhere: Vec<Elsewhere>,
 }
 
 impl State {
@@ -322,6 +324,7 @@ impl State {
         Ok(Self {
             sites: Arc::new(keeps.map(Sums::new).collect::<Result<_, Error>>()?),
             writes: 0,
+            elsewhere: Vec::new(),
         })
     }
 
@@ -338,7 +341,12 @@ impl State {
             .map(|site| site.writes)
             .max()
             .unwrap_or(0);
-        self.fold(&sums, None, writes, weight)
+        let Some(name) = &window.elsewhere else {
+            return self.fold(&sums, None, writes, weight);
+        };
+        self.fold(&sums, None, 0, weight)?;
+        self.add_elsewhere(&[Elsewhere::new(name, writes)], weight);
+        Ok(())
     }
 
     /// self += weight * other: composes what two documents or sessions have said.
@@ -347,7 +355,9 @@ impl State {
     /// As [`State::add_window`].
     pub fn add(&mut self, other: &Self, weight: f32) -> Result<(), Error> {
         let sums: Vec<_> = other.sites.iter().collect();
-        self.fold(&sums, Some(&other.sites), other.writes, weight)
+        self.fold(&sums, Some(&other.sites), other.writes, weight)?;
+        self.add_elsewhere(&other.elsewhere, weight);
+        Ok(())
     }
 
     /// An independent state of the same values. Costs nothing until one of the two changes.
@@ -358,6 +368,7 @@ impl State {
         Ok(Self {
             sites: Arc::clone(&self.sites),
             writes: self.writes,
+            elsewhere: self.elsewhere.clone(),
         })
     }
 
@@ -368,10 +379,10 @@ impl State {
 
     /// Whether no token has written: the state of the bare model.
     pub fn is_empty(&self) -> bool {
-        self.writes == 0
+        self.writes == 0 && self.elsewhere.is_empty()
     }
 
-    /// S [R1, R2] of a site, and G [R1, R1] where the read-out asks for it.
+    /// S [R1, R2] of a site, and G [R1, R1] where the read-out asks for it; without what a machine holds.
     pub fn sums(&self, site: usize) -> Option<(&Tensor, Option<&Tensor>)> {
         self.sites.get(site).map(|sums| (&sums.s, sums.g.as_ref()))
     }
@@ -422,7 +433,7 @@ impl State {
         if writes == 0 || weight == 0.0 {
             return Ok(()); // Nothing is added: an empty state stays the bare model, bit for bit.
         }
-        if self.is_empty() && weight == 1.0 {
+        if self.writes == 0 && weight == 1.0 {
             // 0 + x is x: nothing is summed, and what another state holds is shared.
             self.sites = match whole {
                 Some(sites) => Arc::clone(sites),
@@ -456,6 +467,7 @@ impl State {
         Self {
             sites: Arc::new(sites),
             writes,
+            elsewhere: Vec::new(),
         }
     }
 
@@ -469,6 +481,7 @@ impl State {
         Self {
             sites: Arc::new(sites),
             writes,
+            elsewhere: Vec::new(),
         }
     }
 }

@@ -81,6 +81,15 @@ pub(super) fn rows(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(
         between(&x_at.read()?, &twin::narrow(&wide_rows)),
         0.0,
     );
+    let mut sum = noise.floats(rows * d);
+    let sum_at = device.upload(&sum)?;
+    ops::add_scaled(device, sum_at.view(), wide_at.view(), 0.3)?;
+    twin::add_scaled(&mut sum, &wide_rows, 0.3);
+    say(
+        format!("add_scaled [{rows}, {d}]"),
+        error_of(&sum_at.read()?, &sum, f64::from, f64::from),
+        0.0,
+    );
     let index: Vec<u32> = (0..rows as u32)
         .map(|i| (i * 17) % (rows as u32 + 1))
         .collect();

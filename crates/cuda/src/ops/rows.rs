@@ -155,6 +155,50 @@ pub fn gather_rows(
     device.launch(Kernel::GatherRows, [rows, 1, 1], 256, 0, &arguments)
 }
 
+/// to `[n]` += weight from `[n]`; n a multiple of 8.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn add_scaled(
+    device: &Device,
+    to: View<'_, f32>,
+    from: View<'_, f32>,
+    weight: f32,
+) -> Result<(), Error> {
+    let n = to.len();
+    eights(&[n])?;
+    holds("from", from, n)?;
+    let arguments = [
+        to.argument(),
+        from.argument(),
+        Argument::F32(weight),
+        Argument::U64(n as u64),
+    ];
+    let blocks = (n / 8).div_ceil(256);
+    device.launch(Kernel::AddScaled, [blocks, 1, 1], 256, 0, &arguments)
+}
+
+/// to `[n]` += weight from `[n]`, a few of them.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Call`].
+pub fn add_scaled_masses(
+    device: &Device,
+    to: View<'_, f64>,
+    from: View<'_, f64>,
+    weight: f64,
+) -> Result<(), Error> {
+    let n = to.len();
+    holds("from", from, n)?;
+    let arguments = [
+        to.argument(),
+        from.argument(),
+        Argument::F64(weight),
+        of(n)?,
+    ];
+    device.launch(Kernel::AddScaledMasses, [1, 1, 1], 64, 0, &arguments)
+}
+
 /// mass `[1]` += Σ ||k_t|| ||v_t|| over k [T, R1], v [T, R2].
 ///
 /// # Errors

@@ -199,6 +199,15 @@ fn rows_are_gathered_gated_and_shifted_as_by_their_twins() {
         let (wide_at, narrow) = (device.upload(&wide).unwrap(), device.alloc(2056).unwrap());
         ops::narrow(device, narrow.view(), wide_at.view(), 2056).unwrap();
         assert_eq!(narrow.read().unwrap(), twin::narrow(&wide));
+        let mut sum = floats(&mut random, 2056, 1.0);
+        let sum_at = device.upload(&sum).unwrap();
+        ops::add_scaled(device, sum_at.view(), wide_at.view(), -0.3).unwrap();
+        twin::add_scaled(&mut sum, &wide, -0.3);
+        assert_eq!(sum_at.read().unwrap(), sum);
+        let masses = device.upload(&[1.0, 2.0, 3.0]).unwrap();
+        let more = device.upload(&[4.0, -8.0, 0.5]).unwrap();
+        ops::add_scaled_masses(device, masses.view(), more.view(), 0.5).unwrap();
+        assert_eq!(masses.read().unwrap(), [3.0, -2.0, 3.25]);
     });
 }
 

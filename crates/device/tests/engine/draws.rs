@@ -7,7 +7,7 @@ use engine::{
     Base, Chosen, Command, Config, Draw, Engine, Error, Event, Machine, RequestId, Sampling, Slot,
     TenantId, TokenId,
 };
-use generator::{Core, Generator, State, Window};
+use generator::{Core, Generator, State};
 use lm::Row;
 
 use crate::{MODELS, config, one, text};
@@ -53,8 +53,12 @@ impl Machine for ByHost {
         self.0.traces()
     }
 
-    fn land(&self, window: &mut Window) -> Result<(), generator::Error> {
-        self.0.land(window)
+    fn gather(&self, state: &mut State) -> Result<(), generator::Error> {
+        self.0.gather(state)
+    }
+
+    fn land(&self, state: &mut State) -> Result<(), generator::Error> {
+        self.0.land(state)
     }
 
     fn read_out(&self, state: &State) -> Result<Core, generator::Error> {

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use device::{Accelerator, Libraries, Options};
 use engine::{Config, Machine, Slot};
-use generator::PlainCore;
+use generator::{PlainCore, State, Window};
 use lm::{Row, TokenId};
 use testkit::{GeneratorSpec, TinySpec};
 
@@ -102,4 +103,98 @@ fn nothing_of_a_core_that_is_let_go_stays_and_rows_that_cannot_run_are_refused()
     assert_eq!(again, bare);
     device.synchronize().unwrap();
     assert_eq!(device.violations(), [] as [String; 0]);
+}
+
+/// A window of these tokens, read alone.
+fn told(machine: &mut Accelerator, tokens: &[TokenId]) -> Window {
+    let mut window = machine.generator().unwrap().new_window().unwrap();
+    let mut rows = [Row {
+        window: Some(&mut window),
+        logits: 0,
+        ..row(tokens, None)
+    }];
+    machine.forward(&mut rows, &[None]).unwrap();
+    window
+}
+
+/// S and G of all sites, or N.
+fn numbers(tensors: impl IntoIterator<Item = Tensor>) -> Vec<f64> {
+    tensors
+        .into_iter()
+        .flat_map(|tensor| testkit::values(&tensor))
+        .collect()
+}
+
+#[test]
+fn sums_stay_on_the_device_however_states_are_made_of_them_and_land_as_the_same_numbers() {
+    let _one = one();
+    // Room for one of them: the others wait on the host.
+    let mut machine = accelerator();
+    let device = machine.device().clone();
+    let before = device.violations().len();
+    let texts = [[3, 7, 2, 9, 1, 4], [8, 8, 5, 0, 6, 2], [1, 2, 3, 4, 5, 6]];
+    let texts = texts.map(|text| text.map(TokenId));
+    let weights = [1.0, 0.5, 2.0];
+    let empty = machine.generator().unwrap().new_state().unwrap();
+    let sites = machine.generator().unwrap().sites().len();
+
+    // By names: two windows gathered, then another state of one added twice over.
+    let mut named = empty.try_clone().unwrap();
+    for (text, weight) in texts.iter().zip(weights).take(2) {
+        let window = told(&mut machine, text);
+        named.add_window(&window, weight).unwrap();
+    }
+    assert_eq!(named.elsewhere().len(), 2);
+    machine.gather(&mut named).unwrap();
+    assert_eq!(named.elsewhere().len(), 1);
+    let mut third = empty.try_clone().unwrap();
+    third
+        .add_window(&told(&mut machine, &texts[2]), 4.0)
+        .unwrap();
+    named.add(&third, weights[2] / 4.0).unwrap();
+    assert!(!named.is_here() && !named.is_empty());
+
+    // By numbers: each landed, then added on the host.
+    let mut landed = empty.try_clone().unwrap();
+    for (text, weight) in texts.iter().zip(weights) {
+        let mut state = empty.try_clone().unwrap();
+        state.add_window(&told(&mut machine, text), 1.0).unwrap();
+        machine.land(&mut state).unwrap();
+        assert!(state.is_here() && state.elsewhere().is_empty());
+        landed.add(&state, weight).unwrap();
+    }
+
+    let sums = |state: &State| {
+        let both = |site| {
+            let (s, g) = state.sums(site).unwrap();
+            [Some(s.clone()), g.cloned()]
+        };
+        numbers((0..sites).flat_map(both).flatten())
+    };
+    let core = |machine: &Accelerator, state: &State| {
+        let core = machine.read_out(state).unwrap();
+        numbers((0..sites).filter_map(|site| core.matrix(site).unwrap()))
+    };
+    // A state half here and half there, as one that came back from a snapshot and reads on.
+    let mut mixed = empty.try_clone().unwrap();
+    mixed.add(&named, 1.0).unwrap();
+    machine.land(&mut mixed).unwrap();
+    mixed.add(&third, 0.25).unwrap();
+    let mut more = landed.try_clone().unwrap();
+    machine.land(&mut third).unwrap();
+    more.add(&third, 0.25).unwrap();
+    for (there, here) in [(&named, &landed), (&mixed, &more)] {
+        let error = testkit::relative_error_of(&core(&machine, there), &core(&machine, here));
+        assert!(error < 2e-2, "{error}");
+        let mut all = there.try_clone().unwrap();
+        machine.land(&mut all).unwrap();
+        let error = testkit::relative_error_of(&sums(&all), &sums(here));
+        assert!(error < 1e-5, "{error}");
+        // What another machine or nobody has cannot be read here.
+        let generator = machine.generator().unwrap();
+        assert!(generator.read_out(there).is_err() && generator.read_out(here).is_ok());
+        assert!(there.write(&mut Vec::new()).is_err());
+    }
+    device.synchronize().unwrap();
+    assert_eq!(device.violations()[before..], [] as [String; 0]);
 }

@@ -405,9 +405,7 @@ impl Engine {
             } else {
                 request.logits(tokens)
             };
-            let (own, others) = rest
-                .split_at_checked(wanted * vocab)
-                .unwrap_or((rest, &[]));
+            let (own, others) = rest.split_at_checked(wanted * vocab).unwrap_or((rest, &[]));
             rest = others;
             let ended = request.took(tokens, (token, own), vocab, now, events);
             if self.config.prefix_cache {

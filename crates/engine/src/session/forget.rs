@@ -90,13 +90,13 @@ impl Session {
                 self.folded.add(state, 1.0)?;
             }
         }
+        cx.machine.gather(&mut self.folded)?;
         Ok(())
     }
 
     /// Publishes what is left without a forgotten document, whether its core fits or not: what is forgotten must not go on
     /// answering.
     pub(super) fn renew_without(&mut self, cx: &Context<'_>) -> Result<(), generator::Error> {
-        self.land(cx)?;
         let fold = self.fold(self.reading.as_ref(), cx.machine)?;
         self.make_newest(fold, Seq(0), cx.cores);
         Ok(())

@@ -118,7 +118,11 @@ impl Session {
 
     /// What is worth keeping of it while it is away, at so many bytes a token of its log: reading the log again costs time in
     /// proportion to its tokens.
-    pub(crate) fn snapshot(&self, bytes_per_token: usize) -> Option<Snapshot> {
+    pub(crate) fn snapshot(
+        &self,
+        bytes_per_token: usize,
+        machine: &dyn Machine,
+    ) -> Option<Snapshot> {
         if !self.at_rest() || self.gone.core || !self.is_current() {
             return None;
         }
@@ -128,19 +132,24 @@ impl Session {
         let core = core.map(HeldCore::to_be_written);
         let bytes = self.state_bytes().saturating_add(self.trace_bytes());
         // Of a session that was told nothing there is nothing to keep.
-        let sums = (bytes > 0 && bytes <= most && !self.gone.sums).then(|| self.sums());
+        let sums = (bytes > 0 && bytes <= most && !self.gone.sums).then(|| self.sums(machine));
         let sums = sums.and_then(Result::ok);
         (core.is_some() || sums.is_some()).then(|| Snapshot::of(self.newest.digest, core, sums))
     }
 
-    fn sums(&self) -> Result<Sums, generator::Error> {
+    fn sums(&self, machine: &dyn Machine) -> Result<Sums, generator::Error> {
         let sequential = self.strategy == Strategy::Sequential;
+        let landed = |state: &State| {
+            let mut state = state.try_clone()?;
+            machine.land(&mut state)?;
+            Ok::<_, generator::Error>(state)
+        };
         let documents = self.documents.iter().map(|document| {
-            let state = document.state.as_ref().map(State::try_clone).transpose()?;
+            let state = document.state.as_ref().map(landed).transpose()?;
             Ok((state, document.trace.clone().map(Kept::Held)))
         });
         Ok(Sums {
-            folded: sequential.then(|| self.folded.try_clone()).transpose()?,
+            folded: sequential.then(|| landed(&self.folded)).transpose()?,
             documents: documents.collect::<Result<_, generator::Error>>()?,
         })
     }

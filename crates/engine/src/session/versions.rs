@@ -44,20 +44,11 @@ impl Session {
                 self.meet_barrier(cx)?;
             } else {
                 if self.due && self.rereading().is_none() {
-                    self.land(cx)?;
                     let fold = self.fold(self.reading.as_ref(), cx.machine)?;
                     self.publish_fold(fold, Seq(0), false, cx);
                 }
                 return Ok(());
             }
-        }
-    }
-
-    /// Brings what the open window has written to where it can be added.
-    pub(super) fn land(&mut self, cx: &Context<'_>) -> Result<(), generator::Error> {
-        match &mut self.reading {
-            Some(reading) => cx.machine.land(&mut reading.sums),
-            None => Ok(()),
         }
     }
 
@@ -71,8 +62,8 @@ impl Session {
         if let Some(reading) = &mut self.reading
             && (reading.len == self.window || (ended && reading.len > 0))
         {
-            cx.machine.land(&mut reading.sums)?;
             reading.close_window(cx.generator, self.bounds.least, cx.traces)?;
+            cx.machine.gather(&mut reading.state)?;
             cx.allocator.release(&mut self.blocks);
             (self.turn, self.yielded) = (None, false);
             return Ok(true);
@@ -86,6 +77,7 @@ impl Session {
         {
             if !state.is_empty() {
                 self.folded.add(&state, 1.0)?;
+                cx.machine.gather(&mut self.folded)?;
             }
             document.hash = hash.name();
             document.state = (self.strategy != Strategy::Sequential).then_some(state);
@@ -127,7 +119,6 @@ impl Session {
         };
         match asks {
             Asks::Publish { seq, asked, .. } => {
-                self.land(cx)?;
                 let fold = self.fold(self.reading.as_ref(), cx.machine)?;
                 self.publish_fold(fold, seq, asked, cx);
             }
@@ -153,16 +144,16 @@ impl Session {
             if tail.reading.len < self.window {
                 return Ok(false);
             }
-            cx.machine.land(&mut tail.reading.sums)?;
             tail.reading
                 .close_window(cx.generator, self.bounds.least, cx.traces)?;
+            cx.machine.gather(&mut tail.reading.state)?;
             // The next provisional window takes the open one's place in the cache.
             if let Some(reading) = &mut self.reading {
                 reading.cached = 0;
             }
             return Ok(true);
         }
-        let Some(Tail { mut reading, .. }) = self.tail.take() else {
+        let Some(Tail { reading, .. }) = self.tail.take() else {
             return Ok(false);
         };
         let (seq, asked) = match self.barriers.pop_front() {
@@ -172,7 +163,6 @@ impl Session {
             }) => (seq, asked),
             _ => (Seq(0), false),
         };
-        cx.machine.land(&mut reading.sums)?;
         let fold = self.fold(Some(&reading), cx.machine)?;
         self.publish_fold(fold, seq, asked, cx);
         Ok(true)
@@ -228,7 +218,7 @@ impl Session {
             return Ok(None);
         };
         let closed = self.reading.as_ref().map(|reading| reading.closed);
-        let total = if let Some(sums) = &self.newest.sums {
+        let mut total = if let Some(sums) = &self.newest.sums {
             sums.try_clone()?
         } else if !self.gone.sums && self.digest_with(closed).0 == self.newest.digest {
             let mut total = self.folded.try_clone()?;
@@ -243,6 +233,7 @@ impl Session {
         if total.is_empty() {
             return Ok(None);
         }
+        machine.land(&mut total)?;
         Ok(Some(Fold {
             digest: StateHash::gated(gate, &self.newest.digest),
             tokens: self.newest.tokens,

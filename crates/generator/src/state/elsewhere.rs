@@ -1,7 +1,7 @@
-//! Sums that are added up elsewhere: by a machine with memory of its own, which writes what a window's tokens write and hands it over when
-//! somebody asks.
+//! Sums that are added up elsewhere: by a machine with memory of its own, which writes what a window's tokens write, adds what states are
+//! made of, and hands it over when somebody asks.
 //!
-//! Start at [`Window::set_sums`].
+//! A state then has names in the place of numbers, and is added, weighted and copied by these. Start at [`State::elsewhere`].
 
 use std::sync::Arc;
 
@@ -46,41 +46,6 @@ impl Window {
         Ok(())
     }
 
-    /// Puts sums that were added up elsewhere in the place of its own.
-    ///
-    /// # Errors
-    /// [`Error::Foreign`] for sums of another generator; the window is as it was.
-    pub fn set_sums(&mut self, sums: Vec<PlainSums>) -> Result<(), Error> {
-        if sums.len() != self.sites.len() {
-            return Err(foreign_site(sums.len(), self.sites.len()));
-        }
-        let mut all = Vec::with_capacity(sums.len());
-        for (site, PlainSums { s, g, mass }) in self.sites.iter().zip(sums) {
-            let Keeps {
-                r1,
-                r2,
-                gram,
-                mass: keeps_mass,
-            } = site.sums.keeps()?;
-            let sizes = (s.len(), g.as_ref().map(Vec::len));
-            if sizes != (r1 * r2, gram.then_some(r1 * r1)) {
-                return Err(Error::Foreign {
-                    detail: format!("sums of {sizes:?} elements, not [{r1}, {r2}]"),
-                });
-            }
-            let g = g.map(|g| Tensor::from_vec(g, (r1, r1), &Device::Cpu));
-            all.push(Sums {
-                s: Tensor::from_vec(s, (r1, r2), &Device::Cpu)?,
-                g: g.transpose()?,
-                mass: keeps_mass.then_some(mass),
-            });
-        }
-        for (index, sums) in all.into_iter().enumerate() {
-            self.site_mut(index)?.sums = sums;
-        }
-        Ok(())
-    }
-
     /// Whether it keeps what every token writes, for a [`crate::Trace`].
     pub fn is_traced(&self) -> bool {
         self.sites.first().is_some_and(|site| site.rows.is_some())
@@ -115,7 +80,115 @@ impl Window {
     }
 }
 
+/// Sums that a machine holds under a name, as a part of a state.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    name: Arc<u64>,
+    /// Tokens that have written them.
+    writes: u64,
+    weight: f32,
+}
+
+impl Elsewhere {
+    pub(super) fn new(name: &Arc<u64>, writes: u64) -> Self {
+        Self {
+            name: Arc::clone(name),
+            writes,
+            weight: 1.0,
+        }
+    }
+
+    /// Their name; while somebody has it, the machine keeps them as they are.
+    pub fn name(&self) -> u64 {
+        *self.name
+    }
+
+    /// What they are taken times.
+    pub fn weight(&self) -> f32 {
+        self.weight
+    }
+}
+
 impl State {
+    /// Sites that it has sums of.
+    pub fn site_count(&self) -> usize {
+        self.sites.len()
+    }
+
+    /// What a machine holds of it.
+    pub fn elsewhere(&self) -> &[Elsewhere] {
+        &self.elsewhere
+    }
+
+    /// Whether it has sums of its own.
+    pub fn is_here(&self) -> bool {
+        self.writes > 0
+    }
+
+    /// Names what a machine has made of all that it holds of it: one sum.
+    pub fn gathered(&mut self, name: &Arc<u64>) {
+        let writes = self.elsewhere.iter().map(|part| part.writes).sum();
+        self.elsewhere = vec![Elsewhere::new(name, writes)];
+    }
+
+    pub(super) fn add_elsewhere(&mut self, parts: &[Elsewhere], weight: f32) {
+        if weight == 0.0 {
+            return;
+        }
+        for part in parts.iter().filter(|part| part.writes > 0) {
+            self.elsewhere.push(Elsewhere {
+                weight: part.weight * weight,
+                ..part.clone()
+            });
+        }
+    }
+
+    /// Adds the sum of all that a machine holds of it to its own; the machine then holds nothing of it.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] for sums of another generator; the state is as it was.
+    pub fn land(&mut self, sums: Vec<PlainSums>) -> Result<(), Error> {
+        if sums.len() != self.sites.len() {
+            return Err(foreign_site(sums.len(), self.sites.len()));
+        }
+        let mut all = Vec::with_capacity(sums.len());
+        for (site, PlainSums { s, g, mass }) in self.sites.iter().zip(sums) {
+            let Keeps {
+                r1,
+                r2,
+                gram,
+                mass: keeps_mass,
+            } = site.keeps()?;
+            let sizes = (s.len(), g.as_ref().map(Vec::len));
+            if sizes != (r1 * r2, gram.then_some(r1 * r1)) {
+                return Err(Error::Foreign {
+                    detail: format!("sums of {sizes:?} elements, not [{r1}, {r2}]"),
+                });
+            }
+            let g = g.map(|g| Tensor::from_vec(g, (r1, r1), &Device::Cpu));
+            all.push(Sums {
+                s: Tensor::from_vec(s, (r1, r2), &Device::Cpu)?,
+                g: g.transpose()?,
+                mass: keeps_mass.then_some(mass),
+            });
+        }
+        let writes = self.elsewhere.iter().map(|part| part.writes).sum();
+        let all = Arc::new(all);
+        self.fold(&all.iter().collect::<Vec<_>>(), Some(&all), writes, 1.0)?;
+        self.elsewhere.clear();
+        Ok(())
+    }
+
+    /// An error if a machine holds some of it: what is asked for needs all of it here.
+    pub(crate) fn check_here(&self) -> Result<(), Error> {
+        if self.elsewhere.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Foreign {
+            detail: "some of its sums are with a machine".to_owned(),
+        })
+    }
+
     /// Σ ||k_t|| ||v_t|| of a site, where the read-out asks for it: what the rounding of S is measured with.
     pub fn mass(&self, site: usize) -> Option<f64> {
         self.sites.get(site)?.mass

@@ -209,7 +209,7 @@ impl Engine {
         };
         // Looked at once a version, whether it is worth it or not.
         session.kept = Some((session.newest().digest, Need::default()));
-        if let Some(snapshot) = session.snapshot(rate) {
+        if let Some(snapshot) = session.snapshot(rate, &*self.machine) {
             self.saving.insert(id, snapshot.bytes());
             events.push(Event::Save {
                 session: id,
