@@ -7,7 +7,9 @@ use std::{
 };
 
 /// One file of machine code each.
-const FILES: [&str; 6] = ["attention", "cores", "draw", "factor", "norm", "rows"];
+const FILES: [&str; 7] = [
+    "attention", "cores", "draw", "factor", "norm", "quant", "rows",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");

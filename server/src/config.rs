@@ -188,6 +188,8 @@ pub struct Cuda {
     pub pinned: usize,
     /// Sums in device memory: of open windows, and of what sessions have read; those of others wait on the host.
     pub windows: usize,
+    /// Whether matrices that a file has in Q4_0, Q4_1 or Q8_0 stay so in device memory; else they become bf16.
+    pub quantised: bool,
 }
 
 /// What the server counts of itself.
@@ -275,6 +277,7 @@ impl Default for Cuda {
             slots: 256,
             pinned: 512,
             windows: 32,
+            quantised: false,
         }
     }
 }

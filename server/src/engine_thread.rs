@@ -290,6 +290,7 @@ fn on_device(
         ordinal: cuda.ordinal,
         slots: cuda.slots,
         pinned: cuda.pinned,
+        quantised: cuda.quantised,
         windows: cuda.windows,
     };
     Engine::on(settings, |settings| {

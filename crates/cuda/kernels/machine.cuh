@@ -5,6 +5,7 @@
 #pragma once
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <stdint.h>
 
 typedef __nv_bfloat16 bf16;
@@ -14,6 +15,7 @@ typedef __nv_bfloat16 bf16;
 
 DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 DEVICE bf16 to_bf16(float x) { return __float2bfloat16(x); }
+DEVICE float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 DEVICE float from_lane_xor(float x, unsigned mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE unsigned from_lane_xor(unsigned x, unsigned mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE double from_lane_xor(double x, unsigned mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }

@@ -16,6 +16,7 @@
 #include "../kernels/draw.cu"
 #include "../kernels/factor.cu"
 #include "../kernels/norm.cu"
+#include "../kernels/quant.cu"
 #include "../kernels/rows.cu"
 
 typedef int Result;
@@ -37,7 +38,8 @@ std::map<std::string, Kernel> kernels = {
     K(rms_norm), K(add_rms_norm), K(norm_residual), K(gather_residual), K(head_norm), K(gather_rows), K(silu_mul), K(add_bias), K(narrow), K(add_scaled), K(add_scaled_masses), K(add_mass), K(rope_append), K(draw),
     K(core_down), K(core_up), K(core_dense), K(attend_16), K(attend_64), K(attend_128), K(attend_16_one), K(attend_64_one),
     K(attend_128_one), K(attend_combine), K(symmetric), K(widen), K(copy_block), K(shift_diagonal), K(factor_block), K(eigen),
-    K(emit_low_rank), K(emit_dense),
+    K(emit_low_rank), K(emit_dense), K(dequantise_4), K(dequantise_8), K(multiply_4), K(multiply_4_wide), K(multiply_8),
+    K(multiply_8_wide),
 #undef K
 };
 

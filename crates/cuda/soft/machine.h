@@ -38,6 +38,13 @@ DEVICE bf16 to_bf16(float x) {
   if (x != x) return {0x7fff};
   return {(uint16_t)((word + 0x7fffu + (word >> 16 & 1u)) >> 16)};
 }
+DEVICE float half_to_float(uint16_t bits) {
+  const uint32_t sign = (uint32_t)(bits >> 15) << 31, exponent = bits >> 10 & 31u, part = bits & 1023u;
+  const float size = exponent == 0    ? ldexpf((float)part, -24)
+                     : exponent == 31 ? (part ? NAN : INFINITY)
+                                      : ldexpf((float)(part | 1024u), (int)exponent - 25);
+  return sign ? -size : size;
+}
 static inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 static inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 

@@ -8,7 +8,7 @@ use half::bf16;
 use crate::{
     Batch, Bucket, Capacity, Device, Error, Event, Form, GeneratorShape, Memory, Model, Rows,
     Shape, Source, View, Write,
-    ops::{self, Draw, Emitted, Matrix, Product},
+    ops::{self, Draw, Emitted, MOST_ROWS, Matrix, Product, QUANTISED_BLOCK, Quantised},
     read_out::{ITERATIONS, Kind, ReadOut, Sites},
 };
 
@@ -167,6 +167,7 @@ pub fn run(device: &Device, plan: &Plan, say: &mut dyn FnMut(&Figure)) -> Result
         steps: plan.steps,
     };
     let (bytes_per_ms, flops_per_ms) = ceilings(device, plan, &clock, say)?;
+    quantised(device, plan, &clock, bytes_per_ms, say)?;
     let Plan {
         shape,
         generator,
@@ -247,6 +248,54 @@ fn ceilings(
         2.0 * (a.view().len() * 2) as f64 / copy.ms.max(1e-9),
         2.0 * (n as f64).powi(3) / gemm.ms.max(1e-9),
     ))
+}
+
+/// A linear whose weights stay quantised, of one row and of as many as read them for once.
+fn quantised(
+    device: &Device,
+    plan: &Plan,
+    clock: &Clock<'_>,
+    bytes_per_ms: f64,
+    say: &mut dyn FnMut(&Figure),
+) -> Result<(), Error> {
+    let (out, features) = (
+        2 * plan.shape.intermediate,
+        plan.shape.hidden / QUANTISED_BLOCK * QUANTISED_BLOCK,
+    );
+    let blocks = out * features / QUANTISED_BLOCK;
+    let x = device.alloc::<bf16>(MOST_ROWS * features)?;
+    let y = device.alloc::<bf16>(MOST_ROWS * out)?;
+    noise(device, x.view())?;
+    for bits in [4, 8] {
+        let mut state = 9u32;
+        let mut draw = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.rotate_left(16)
+        };
+        let codes: Vec<u32> = (0..blocks * bits).map(|_| draw()).collect();
+        // Scales of about a hundredth, without a minimum.
+        let scales: Vec<u32> = (0..blocks).map(|_| 0x2000 | draw() & 0x3ff).collect();
+        let (codes, scales) = (device.upload(&codes)?, device.upload(&scales)?);
+        let w = Quantised {
+            codes: codes.view(),
+            scales: scales.view(),
+            bits,
+            out,
+            features,
+        };
+        let floor = (blocks * (4 * bits + 4)) as f64 / bytes_per_ms;
+        for rows in [1, MOST_ROWS] {
+            let name = format!("quantised linear [{out}, {features}] of {bits} bits, {rows} rows");
+            say(&clock.time(name, floor, || {
+                ops::multiply_quantised(device, y.view(), x.view(), &w, rows)
+            })?);
+        }
+        let rounded = device.alloc::<bf16>(out * features)?;
+        let floor = floor + (2 * out * features) as f64 / bytes_per_ms;
+        let name = format!("dequantise [{out}, {features}] of {bits} bits");
+        say(&clock.time(name, floor, || ops::dequantise(device, rounded.view(), &w))?);
+    }
+    Ok(())
 }
 
 fn text(len: usize, vocab: usize) -> Vec<u32> {

@@ -119,6 +119,7 @@ pub fn run(
         })
     };
     kernels::rows(device, scale, &mut line)?;
+    kernels::quantised(device, scale, &mut line)?;
     kernels::attention(device, scale, &mut line)?;
     kernels::cores(device, scale, &mut line)?;
     read_outs::read_outs(device, scale, &mut line)?;

@@ -75,6 +75,14 @@ kernels! {
         AddRmsNorm "add_rms_norm" "ppppuf",
         HeadNorm "head_norm" "ppuuuf",
     }
+    "quant" {
+        Dequantise4 "dequantise_4" "pppl",
+        Dequantise8 "dequantise_8" "pppl",
+        Multiply4 "multiply_4" "ppppuuu",
+        Multiply4Wide "multiply_4_wide" "ppppuuu",
+        Multiply8 "multiply_8" "ppppuuu",
+        Multiply8Wide "multiply_8_wide" "ppppuuu",
+    }
     "rows" {
         GatherRows "gather_rows" "pppuu",
         GatherResidual "gather_residual" "pppuu",

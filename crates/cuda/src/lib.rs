@@ -29,4 +29,4 @@ pub use kernel::Kernel;
 pub use model::{Bucket, Memory, Model, Sums, Write, splits_for};
 pub use shape::{Form, GeneratorShape, Place, Shape};
 pub use slots::Slots;
-pub use weights::{Asked, Files, Source};
+pub use weights::{Asked, AskedBlocks, Blocks, Files, Source};

@@ -11,10 +11,8 @@ use half::bf16;
 pub use bucket::{Bucket, splits_for};
 
 use crate::{
-    Batch, Buffer, Device, Error, Form, GeneratorShape, Limits, Shape, Slots, Source,
-    error::fits,
-    ops::{self, Matrix, Product},
-    weights::Weights,
+    Batch, Buffer, Device, Error, Form, GeneratorShape, Limits, Shape, Slots, Source, error::fits,
+    ops, weights::Weights,
 };
 
 /// eps of every rms in a generator.
@@ -80,6 +78,8 @@ struct Work {
     logprobs: Buffer<f32>,
     /// [logits, ceil(V / 32)]: tokens that penalties are for.
     seen: Buffer<u32>,
+    /// A quantised linear's weights, for products with many rows.
+    dequantised: Option<Buffer<bf16>>,
     /// [parts, H, Dh], [parts, H, 2]
     sums: Buffer<f32>,
     extents: Buffer<f32>,
@@ -274,6 +274,10 @@ impl Model {
             drawn: device.zeros(logits.max(1))?,
             logprobs: device.zeros(logits.max(1))?,
             seen: device.zeros(logits.max(1) * ops::seen_words(shape.vocab))?,
+            dequantised: match weights.most_quantised() {
+                0 => None,
+                elements => Some(device.alloc(elements)?),
+            },
             sums: device.zeros(parts * heads.dim)?,
             extents: device.zeros(parts * 2)?,
             site,
@@ -497,19 +501,11 @@ impl Model {
             d,
         )?;
         let (wanted, vocab) = (batch.wanted, self.shape.vocab);
-        let head = self
-            .weights
-            .head
-            .as_ref()
-            .unwrap_or(&self.weights.embedding);
-        let logits = Matrix::dense(work.logits.view(), vocab);
-        ops::multiply(
-            device,
-            &Product::linear(wanted, vocab, d),
-            Matrix::dense(work.wanted.view(), d),
-            Matrix::dense(head.view(), d),
-            logits,
-        )?;
+        let (logits, normed) = (work.logits.view(), work.wanted.view());
+        match &self.weights.head {
+            Some(head) => self.base(logits, normed, head, wanted, vocab, d)?,
+            None => self.linear(logits, normed, &self.weights.embedding, wanted, vocab, d)?,
+        }
         ops::draw(
             device,
             work.drawn.view(),

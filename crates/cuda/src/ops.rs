@@ -7,6 +7,7 @@ mod attention;
 mod cores;
 mod draw;
 mod factor;
+mod quant;
 mod rows;
 
 pub use attention::{
@@ -18,6 +19,7 @@ pub use factor::{
     EIGEN_MAX, Emitted, FACTOR_BLOCK, Factors, copy_block, eigen, emit_dense, emit_low_rank,
     factor_block, shift_diagonal, symmetric, widen,
 };
+pub use quant::{MOST_ROWS, QUANTISED_BLOCK, Quantised, dequantise, multiply_quantised};
 pub use rows::{
     add_bias, add_mass, add_rms_norm, add_scaled, add_scaled_masses, gather_residual, gather_rows,
     head_norm, narrow, norm_residual, rms_norm, silu_mul,

@@ -2,7 +2,7 @@
 //!
 //! Same names and operands as [`crate::ops`]; sums are in f64, results are rounded where the kernels round. Nothing here is fast.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::ops::{Attention, Draw, Heads};
 
@@ -103,6 +103,41 @@ pub fn add_bias(x: &mut [f32], bias: &[bf16]) {
             *x += bias.to_f32();
         }
     }
+}
+
+/// Rows of weights [out, in] of 4 or 8 bits, as kernels/quant.cu has them.
+pub fn dequantise(codes: &[u32], scales: &[u32], bits: usize) -> Vec<f32> {
+    let block = |(codes, scale): (&[u32], &u32)| {
+        let bytes: Vec<u8> = codes.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let codes: Vec<f32> = if bits == 4 {
+            let halves = [0, 4].map(|shift| bytes.iter().map(move |byte| byte >> shift & 15));
+            halves.into_iter().flatten().map(f32::from).collect()
+        } else {
+            bytes.iter().map(|byte| f32::from(*byte as i8)).collect()
+        };
+        let half = |bits: u32| f16::from_bits(bits as u16).to_f32();
+        let (d, m) = (half(*scale), half(scale >> 16));
+        codes
+            .into_iter()
+            .map(move |code| code.mul_add(d, m))
+            .collect::<Vec<_>>()
+    };
+    codes
+        .chunks_exact(bits)
+        .zip(scales)
+        .flat_map(block)
+        .collect()
+}
+
+/// y [T, out] = x [T, in] wᵀ.
+pub fn multiply(x: &[bf16], w: &[f32], features: usize) -> Vec<f32> {
+    let dot = |x: &[bf16], w: &[f32]| {
+        let products = x.iter().zip(w).map(|(x, w)| wide(*x) * f64::from(*w));
+        products.sum::<f64>() as f32
+    };
+    x.chunks_exact(features)
+        .flat_map(|x| w.chunks_exact(features).map(move |w| dot(x, w)))
+        .collect()
 }
 
 /// to `[n]` += weight from `[n]`.

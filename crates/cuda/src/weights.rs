@@ -14,10 +14,62 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 
-use crate::{Buffer, Device, Error, Form, GeneratorShape, Shape, error::fits};
+use crate::{
+    Buffer, Device, Error, Form, GeneratorShape, Shape, error::fits, ops::QUANTISED_BLOCK,
+};
 
 /// Gives a tensor of so many elements by its name.
 pub type Asked = dyn Fn(&str, usize) -> Result<Vec<bf16>, Error>;
+
+/// A matrix [out, in] whose weights share a scale and a minimum by 32 neighbours, as [`crate::ops::Quantised`] has them.
+#[derive(Clone, Debug, Default)]
+pub struct Blocks {
+    /// 4 or 8.
+    pub bits: usize,
+    /// [out, in / 32, bits]
+    pub codes: Vec<u32>,
+    /// [out, in / 32]
+    pub scales: Vec<u32>,
+}
+
+impl Blocks {
+    /// GGUF's names of the formats that are blocks of 32.
+    pub const FORMATS: [&'static str; 3] = ["Q4_0", "Q4_1", "Q8_0"];
+
+    /// GGUF's bytes of a matrix in one of these formats, codes and scales apart, so that both are read in whole words. Layouts after
+    /// ggml-common.h of ggml (facts of the format).
+    pub fn from_gguf(format: &str, bytes: &[u8]) -> Option<Self> {
+        let (bits, head) = match format {
+            "Q4_0" => (4, 2),
+            "Q4_1" => (4, 4),
+            "Q8_0" => (8, 2),
+            _ => return None,
+        };
+        let mut blocks = Self {
+            bits,
+            ..Self::default()
+        };
+        for block in bytes.chunks_exact(head + 4 * bits) {
+            let (head, codes) = block.split_at(head);
+            let d = u16::from_le_bytes([head[0], head[1]]);
+            let minimum = match (format, head) {
+                // Codes are around 8, and eight times a half is a half, unless it is beyond all of them.
+                ("Q4_0", _) => f16::from_f32(-8.0 * f16::from_bits(d).to_f32()).to_bits(),
+                (_, &[_, _, low, high]) => u16::from_le_bytes([low, high]),
+                _ => 0,
+            };
+            blocks.scales.push(u32::from(d) | u32::from(minimum) << 16);
+            let words = codes.as_chunks().0.iter();
+            blocks
+                .codes
+                .extend(words.map(|word| u32::from_le_bytes(*word)));
+        }
+        Some(blocks)
+    }
+}
+
+/// Gives a matrix of so many elements by its name, if it is quantised.
+pub type AskedBlocks = dyn Fn(&str, usize) -> Result<Option<Blocks>, Error>;
 
 /// Where weights come from.
 pub enum Source {
@@ -27,6 +79,8 @@ pub enum Source {
     Files(Files),
     /// Whoever can read them.
     Asked(Box<Asked>),
+    /// The same, and matrices that stay quantised.
+    Quantised(Box<Asked>, Box<AskedBlocks>),
 }
 
 /// Safetensors files, read tensor by tensor.
@@ -195,7 +249,7 @@ impl Loader<'_> {
         for (name, len) in parts {
             let values = match self.source {
                 Source::Files(files) => files.read(name, *len)?,
-                Source::Asked(ask) => {
+                Source::Asked(ask) | Source::Quantised(ask, _) => {
                     let values = ask(name, *len)?;
                     fits(values.len() == *len, || {
                         format!("{name} of {} elements, not {len}", values.len())
@@ -219,6 +273,44 @@ impl Loader<'_> {
 
     fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Buffer<bf16>, Error> {
         self.load(&[(name, rows * columns)], Fill::Matrix(columns))
+    }
+
+    /// Matrices below each other: quantised where all of them are, and alike.
+    fn linear(&mut self, parts: &[(&str, usize)], columns: usize) -> Result<Linear, Error> {
+        let sized: Vec<_> = parts
+            .iter()
+            .map(|(name, rows)| (*name, rows * columns))
+            .collect();
+        if let Source::Quantised(_, ask) = self.source
+            && columns.is_multiple_of(QUANTISED_BLOCK)
+        {
+            let mut whole = Blocks::default();
+            let mut alike = true;
+            for (name, len) in &sized {
+                let part = ask(name, *len)?;
+                let part = part.filter(|part| whole.bits == 0 || whole.bits == part.bits);
+                let Some(part) = part else {
+                    alike = false;
+                    break;
+                };
+                let blocks = len / QUANTISED_BLOCK;
+                fits(
+                    part.scales.len() == blocks && part.codes.len() == blocks * part.bits,
+                    || format!("{name} of {} blocks, not {blocks}", part.scales.len()),
+                )?;
+                whole.bits = part.bits;
+                whole.codes.extend(part.codes);
+                whole.scales.extend(part.scales);
+            }
+            if alike {
+                return Ok(Linear::Quantised {
+                    codes: self.device.upload(&whole.codes)?,
+                    scales: self.device.upload(&whole.scales)?,
+                    bits: whole.bits,
+                });
+            }
+        }
+        Ok(Linear::Rounded(self.load(&sized, Fill::Matrix(columns))?))
     }
 
     fn gain(&mut self, name: &str, len: usize) -> Result<Buffer<bf16>, Error> {
@@ -256,24 +348,44 @@ fn random(seed: u64, len: usize, fill: Fill) -> Vec<bf16> {
     values
 }
 
+/// A linear of the base, [out, in].
+pub(crate) enum Linear {
+    Rounded(Buffer<bf16>),
+    Quantised {
+        codes: Buffer<u32>,
+        scales: Buffer<u32>,
+        bits: usize,
+    },
+}
+
+impl Linear {
+    /// Elements that it has in bf16 before it is multiplied with many rows.
+    fn elements(&self) -> usize {
+        match self {
+            Self::Rounded(_) => 0,
+            Self::Quantised { scales, .. } => scales.view().len() * QUANTISED_BLOCK,
+        }
+    }
+}
+
 /// One decoder layer's weights.
 pub(crate) struct Layer {
     /// `[D]`
     pub(crate) input_norm: Buffer<bf16>,
     /// [(H + 2 Hkv) Dh, D]
-    pub(crate) qkv: Buffer<bf16>,
+    pub(crate) qkv: Linear,
     /// [(H + 2 Hkv) Dh]
     pub(crate) qkv_bias: Option<Buffer<bf16>>,
     /// `[Dh]` each, of q and of k.
     pub(crate) head_norms: Option<[Buffer<bf16>; 2]>,
     /// [D, H Dh]
-    pub(crate) output: Buffer<bf16>,
+    pub(crate) output: Linear,
     /// `[D]`
     pub(crate) post_norm: Buffer<bf16>,
     /// [2F, D]
-    pub(crate) gate_up: Buffer<bf16>,
+    pub(crate) gate_up: Linear,
     /// [D, F]
-    pub(crate) down: Buffer<bf16>,
+    pub(crate) down: Linear,
     /// One for each of the generator's places.
     pub(crate) sites: Vec<SiteWeights>,
 }
@@ -300,7 +412,7 @@ pub(crate) struct Weights {
     /// `[D]`
     pub(crate) final_norm: Buffer<bf16>,
     /// [V, D]; `None` where it is the embedding.
-    pub(crate) head: Option<Buffer<bf16>>,
+    pub(crate) head: Option<Linear>,
 }
 
 impl Weights {
@@ -355,23 +467,13 @@ impl Weights {
             };
             layers.push(Layer {
                 input_norm: base.gain(&name("input_layernorm.weight"), hidden)?,
-                qkv: base.load(
-                    &[
-                        (&q, queries * hidden),
-                        (&k, keys * hidden),
-                        (&v, keys * hidden),
-                    ],
-                    Fill::Matrix(hidden),
-                )?,
+                qkv: base.linear(&[(&q, queries), (&k, keys), (&v, keys)], hidden)?,
                 qkv_bias: qkv_bias.transpose()?,
                 head_norms,
-                output: base.matrix(&name("self_attn.o_proj.weight"), hidden, queries)?,
+                output: base.linear(&[(&name("self_attn.o_proj.weight"), hidden)], queries)?,
                 post_norm: base.gain(&name("post_attention_layernorm.weight"), hidden)?,
-                gate_up: base.load(
-                    &[(&gate, intermediate * hidden), (&up, intermediate * hidden)],
-                    Fill::Matrix(hidden),
-                )?,
-                down: base.matrix(&name("mlp.down_proj.weight"), hidden, intermediate)?,
+                gate_up: base.linear(&[(&gate, intermediate), (&up, intermediate)], hidden)?,
+                down: base.linear(&[(&name("mlp.down_proj.weight"), hidden)], intermediate)?,
                 sites,
             });
         }
@@ -380,9 +482,17 @@ impl Weights {
             layers,
             final_norm: base.gain("model.norm.weight", hidden)?,
             head: (!shape.tied)
-                .then(|| base.matrix("lm_head.weight", vocab, hidden))
+                .then(|| base.linear(&[("lm_head.weight", vocab)], hidden))
                 .transpose()?,
         })
+    }
+
+    /// The most elements that a quantised linear has.
+    pub(crate) fn most_quantised(&self) -> usize {
+        let layers = self.layers.iter();
+        let linears = layers.flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        let elements = linears.chain(&self.head).map(Linear::elements);
+        elements.max().unwrap_or(0)
     }
 
     fn sites(

@@ -1,10 +1,10 @@
 //! What a model's files say, in the device's words: shapes, and weights by name.
 //!
-//! Any format that `lm` reads becomes bf16 on the device. What the device has no form for is refused by name. Start at [`Files`].
+//! Matrices of GGUF's Q4_0, Q4_1 and Q8_0 stay as they are, if that is asked for; any other format that `lm` reads becomes bf16. What the device has no form for is refused by name. Start at [`Files`].
 
 use std::{cell::RefCell, path::Path};
 
-use cuda::{Error, Form, GeneratorShape, Place, Shape, Source, ops::Heads};
+use cuda::{Blocks, Error, Form, GeneratorShape, Place, Shape, Source, ops::Heads};
 use generator::{Generator, Module, ReadOut, Write};
 use half::bf16;
 use lm::Tensors;
@@ -90,13 +90,25 @@ impl Files {
 pub(crate) struct Weights(std::rc::Rc<RefCell<Tensors>>);
 
 impl Weights {
-    pub(crate) fn source(&self) -> Source {
+    pub(crate) fn source(&self, quantised: bool) -> Source {
         let tensors = std::rc::Rc::clone(&self.0);
-        Source::Asked(Box::new(move |name, _| {
+        let values = Box::new(move |name: &str, _| {
             let values = tensors.borrow_mut().read(name);
             let values = values.map_err(|error| unsupported(error.to_string()))?;
             Ok(values.into_iter().map(bf16::from_f32).collect())
-        }))
+        });
+        if !quantised {
+            return Source::Asked(values);
+        }
+        let tensors = std::rc::Rc::clone(&self.0);
+        let blocks = move |name: &str, _| {
+            let raw = tensors
+                .borrow_mut()
+                .read_as(name, &["Q4_0", "Q4_1", "Q8_0"]);
+            let raw = raw.map_err(|error| unsupported(error.to_string()))?;
+            Ok(raw.and_then(|(format, bytes)| Blocks::from_gguf(format, &bytes)))
+        };
+        Source::Quantised(values, Box::new(blocks))
     }
 
     /// Weights that were read.

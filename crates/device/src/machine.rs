@@ -32,6 +32,8 @@ pub struct Options {
     pub slots: usize,
     /// Cores in pinned host memory behind them.
     pub pinned: usize,
+    /// Matrices of GGUF's Q4_0, Q4_1 and Q8_0 stay as they are.
+    pub quantised: bool,
     /// Sums in device memory: of open windows, and of what sessions have read.
     pub windows: usize,
 }
@@ -147,8 +149,14 @@ impl Accelerator {
             of_model.context_length.div_ceil(config.block_size),
         );
         let trained = generator_shape.clone().zip(trained.as_ref());
-        let mut model =
-            Model::load(&device, shape, &weights.source(), trained, memory).map_err(failed)?;
+        let mut model = Model::load(
+            &device,
+            shape,
+            &weights.source(options.quantised),
+            trained,
+            memory,
+        )
+        .map_err(failed)?;
         let capacity = Capacity {
             rows: room.rows,
             sequences: room.sequences,

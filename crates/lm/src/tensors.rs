@@ -78,6 +78,27 @@ impl Tensors {
         self.weights.values(name, &shape, rows)
     }
 
+    /// A GGUF file's matrix as it lies there, by its name in the HF layout: the format's name and its bytes, row by row, rows of q and k in
+    /// the order of halves. None if it is of none of these formats.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_as(
+        &mut self,
+        name: &str,
+        formats: &[&str],
+    ) -> Result<Option<(&'static str, Vec<u8>)>, Error> {
+        let missing = || Error::MissingTensor {
+            name: name.to_owned(),
+        };
+        let format = self.weights.format_of(name);
+        if format.is_none_or(|format| !formats.contains(&format)) {
+            return Ok(None);
+        }
+        let (shape, rows) = self.shape_of(name).ok_or_else(missing)?;
+        self.weights.bytes(name, &shape, rows).map(Some)
+    }
+
     /// The shape that a tensor has to have, and the order of its rows.
     fn shape_of(&self, name: &str) -> Option<(Vec<usize>, Rows)> {
         let Config {

@@ -204,6 +204,33 @@ impl Weights {
         }
     }
 
+    /// The bytes of a matrix [out, in] as its file has them, and what they are.
+    pub(crate) fn bytes(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        rows: Rows,
+    ) -> Result<(&'static str, Vec<u8>), Error> {
+        let raw = self.read(name, shape)?;
+        let out = shape.first().copied().unwrap_or_default();
+        let bytes = match rows {
+            Rows::Rotary { head_dim } if raw.permuted => half_split_rows(&raw.bytes, out, head_dim),
+            Rows::Rotary { .. } | Rows::Plain => raw.bytes,
+        };
+        Ok((format_name(raw.format), bytes))
+    }
+
+    /// What a tensor's numbers are in its file.
+    pub(crate) fn format_of(&self, name: &str) -> Option<&'static str> {
+        match &self.source {
+            Source::Gguf { gguf, .. } => {
+                let info = gguf.tensor(&gguf_name(name)?)?;
+                ggml_type(info.ggml_type).map(|(name, ..)| name)
+            }
+            Source::Safetensors { .. } => None,
+        }
+    }
+
     /// GGUF's divisors of the rotary frequencies, if there are any, `[n]`.
     pub(crate) fn rope_divisors(&mut self, size: usize) -> Result<Option<Vec<f32>>, Error> {
         if !self.has(ROPE_DIVISORS) {

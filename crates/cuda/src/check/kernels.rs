@@ -1,11 +1,14 @@
 //! Kernels against their twins.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{ATTENDED, Noise, ROUNDED, Say, Scale, between, error_of};
 use crate::{
     Device, Error,
-    ops::{self, Attention, Cache, Draw, Heads, Parts, Rotation, Sequences, SiteCores},
+    ops::{
+        self, Attention, Cache, Draw, Heads, MOST_ROWS, Parts, QUANTISED_BLOCK, Quantised,
+        Rotation, Sequences, SiteCores,
+    },
     twin,
 };
 
@@ -164,6 +167,51 @@ pub(super) fn rows(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(
         0.0,
     );
     say("their log-probabilities".into(), apart, 1e-5);
+    Ok(())
+}
+
+pub(super) fn quantised(device: &Device, scale: Scale, say: &mut Say<'_>) -> Result<(), Error> {
+    let (out, features) = if scale == Scale::Real {
+        (14_336, 4096)
+    } else {
+        (40, 96)
+    };
+    let mut noise = Noise(4);
+    for bits in [4, 8] {
+        let blocks = out * features / QUANTISED_BLOCK;
+        let codes: Vec<u32> = (0..blocks * bits)
+            .map(|_| (noise.uniform() * 4_294_967_296.0) as u32)
+            .collect();
+        let half = |x: f64| u32::from(f16::from_f64(x).to_bits());
+        let scales: Vec<u32> = (0..blocks)
+            .map(|_| half(noise.normal() * 0.01) | half(noise.normal() * 0.05) << 16)
+            .collect();
+        let plain = twin::dequantise(&codes, &scales, bits);
+        let (codes_at, scales_at) = (device.upload(&codes)?, device.upload(&scales)?);
+        let w = Quantised {
+            codes: codes_at.view(),
+            scales: scales_at.view(),
+            bits,
+            out,
+            features,
+        };
+        let rounded = device.alloc(out * features)?;
+        ops::dequantise(device, rounded.view(), &w)?;
+        say(
+            format!("dequantise [{out}, {features}] of {bits} bits"),
+            between(&rounded.read()?, &twin::narrow(&plain)),
+            0.0,
+        );
+        let x = noise.bf16s(MOST_ROWS * features, 1.0);
+        let (x_at, y) = (device.upload(&x)?, device.alloc::<f32>(MOST_ROWS * out)?);
+        ops::multiply_quantised(device, y.view(), x_at.view(), &w, MOST_ROWS)?;
+        let want = twin::multiply(&x, &plain, features);
+        say(
+            format!("multiply_quantised [{MOST_ROWS}, {features}] [{out}, {features}]"),
+            error_of(&y.read()?, &want, f64::from, f64::from),
+            1e-4,
+        );
+    }
     Ok(())
 }
 

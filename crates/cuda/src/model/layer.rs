@@ -6,13 +6,15 @@ use super::{EPS, Model, SiteWork, Write};
 use crate::{
     Batch, Buffer, Element, Error, Form, GeneratorShape, Place, Shape, View,
     batch::Group,
-    ops::{self, Attention, Cache, Matrix, Parts, Product, Rotation, SiteCores},
-    weights::{Layer, SiteWeights},
+    ops::{
+        self, Attention, Cache, MOST_ROWS, Matrix, Parts, Product, Quantised, Rotation, SiteCores,
+    },
+    weights::{Layer, Linear, SiteWeights},
 };
 
 impl Model {
     /// y [T, out] = x [T, in] Wᵀ.
-    fn linear<Y: Element>(
+    pub(super) fn linear<Y: Element>(
         &self,
         y: View<'_, Y>,
         x: View<'_, bf16>,
@@ -29,6 +31,41 @@ impl Model {
             Matrix::dense(w.view(), features),
             Matrix::dense(y, out),
         )
+    }
+
+    /// The same with a linear of the base, which may be quantised.
+    pub(super) fn base<Y: Element>(
+        &self,
+        y: View<'_, Y>,
+        x: View<'_, bf16>,
+        w: &Linear,
+        rows: usize,
+        out: usize,
+        features: usize,
+    ) -> Result<(), Error> {
+        let (codes, scales, bits) = match w {
+            Linear::Rounded(w) => return self.linear(y, x, w, rows, out, features),
+            Linear::Quantised {
+                codes,
+                scales,
+                bits,
+            } => (codes.view(), scales.view(), *bits),
+        };
+        let w = Quantised {
+            codes,
+            scales,
+            bits,
+            out,
+            features,
+        };
+        if rows == 0 {
+            return Ok(());
+        }
+        let Some(dequantised) = self.work.dequantised.as_ref().filter(|_| rows > MOST_ROWS) else {
+            return ops::multiply_quantised(&self.device, y, x, &w, rows);
+        };
+        ops::dequantise(&self.device, dequantised.view(), &w)?;
+        self.linear(y, x, dequantised, rows, out, features)
     }
 
     /// A layer: `h` holds the residual that enters it and `x` its norm; leaves what is to be added to `h` in `y`. Whether anything behind it
@@ -53,7 +90,7 @@ impl Model {
         if !writes.is_empty() {
             self.values_of(layer, rows)?;
         }
-        self.linear(work.qkv.view(), work.x.view(), &layer.qkv, rows, stride, d)?;
+        self.base(work.qkv.view(), work.x.view(), &layer.qkv, rows, stride, d)?;
         if let Some(bias) = &layer.qkv_bias {
             ops::add_bias(device, work.qkv.view(), bias.view(), rows, stride)?;
         }
@@ -144,7 +181,7 @@ impl Model {
         if ends_at(Place::Output) {
             return Ok(false);
         }
-        self.linear(
+        self.base(
             work.y.view(),
             work.heads.view(),
             &layer.output,
@@ -163,7 +200,7 @@ impl Model {
             d,
             eps,
         )?;
-        self.linear(
+        self.base(
             work.gate_up.view(),
             work.x.view(),
             &layer.gate_up,
@@ -185,7 +222,7 @@ impl Model {
         if ends_at(Place::Down) {
             return Ok(false);
         }
-        self.linear(work.y.view(), work.middle.view(), &layer.down, rows, d, f)?;
+        self.base(work.y.view(), work.middle.view(), &layer.down, rows, d, f)?;
         self.add_delta(layer, Place::Down, rows, adapted)?;
         Ok(true)
     }

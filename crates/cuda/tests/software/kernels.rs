@@ -2,8 +2,11 @@
 
 use candle_core::{DType, Tensor};
 use cuda::{
-    Device, Kernel,
-    ops::{self, Attention, Cache, Draw, Heads, Parts, Product, Rotation, Sequences, SiteCores},
+    Blocks, Device, Kernel,
+    ops::{
+        self, Attention, Cache, Draw, Heads, Parts, Product, Quantised, Rotation, Sequences,
+        SiteCores,
+    },
     twin,
 };
 use half::bf16;
@@ -746,6 +749,92 @@ fn a_product_is_the_cpus() {
             )
             .is_err()
         );
+    });
+}
+
+#[test]
+fn ggufs_blocks_are_the_weights_that_the_cpu_reads_in_them() {
+    let mut random = Random::new(20);
+    for (name, format) in [
+        ("Q4_0", kernels::WeightFormat::Q4_0),
+        ("Q4_1", kernels::WeightFormat::Q4_1),
+        ("Q8_0", kernels::WeightFormat::Q8_0),
+    ] {
+        let (out, features) = (6, 96);
+        let size = format.block_bytes();
+        let mut bytes: Vec<u8> = (0..out * features / 32 * size)
+            .map(|_| random.next_u64() as u8)
+            .collect();
+        for block in bytes.chunks_exact_mut(size) {
+            // The upper byte of a half of a size that weights have.
+            block[1] = 0x20 | block[1] & 0x83;
+            block[3] = if name == "Q4_1" {
+                0x20 | block[3] & 0x83
+            } else {
+                block[3]
+            };
+        }
+        let want = kernels::Linear::new(format, &bytes, out, features).unwrap();
+        let want: Vec<f32> = want
+            .dequantize()
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
+        let blocks = Blocks::from_gguf(name, &bytes).unwrap();
+        let got = twin::dequantise(&blocks.codes, &blocks.scales, blocks.bits);
+        assert_eq!(got, want, "{name}");
+    }
+    assert!(Blocks::from_gguf("Q4_K", &[0; 144]).is_none());
+}
+
+#[test]
+fn products_with_quantised_weights_are_those_of_their_twins() {
+    with_device(|device| {
+        let mut random = Random::new(19);
+        for (bits, out, features) in [(4, 5, 32), (8, 33, 96), (4, 9, 2080), (8, 8, 1024)] {
+            let blocks = out * features / 32;
+            let codes: Vec<u32> = (0..blocks * bits)
+                .map(|_| random.next_u64() as u32)
+                .collect();
+            let half = |x: f64| u32::from(half::f16::from_f64(x).to_bits());
+            let scales: Vec<u32> = (0..blocks)
+                .map(|_| half(random.normal() * 0.02) | half(random.normal() * 0.1) << 16)
+                .collect();
+            let (codes_at, scales_at) = (
+                device.upload(&codes).unwrap(),
+                device.upload(&scales).unwrap(),
+            );
+            let w = Quantised {
+                codes: codes_at.view(),
+                scales: scales_at.view(),
+                bits,
+                out,
+                features,
+            };
+            let plain = twin::dequantise(&codes, &scales, bits);
+            let rounded = device.alloc(out * features).unwrap();
+            ops::dequantise(device, rounded.view(), &w).unwrap();
+            assert_eq!(rounded.read().unwrap(), twin::narrow(&plain));
+            for rows in [1, 3, 8] {
+                let x = noise(&mut random, rows * features, 1.0);
+                let x_at = device.upload(&x).unwrap();
+                let want = twin::multiply(&x, &plain, features);
+                let y = device.alloc::<f32>(rows * out).unwrap();
+                ops::multiply_quantised(device, y.view(), x_at.view(), &w, rows).unwrap();
+                assert!(apart(&y.read().unwrap(), &want) < 1e-5, "{bits} {rows}");
+                let y = device.alloc::<bf16>(rows * out).unwrap();
+                ops::multiply_quantised(device, y.view(), x_at.view(), &w, rows).unwrap();
+                let want = twin::narrow(&want);
+                assert!(error(&y.read().unwrap(), &want) < LAST_BIT, "{bits} {rows}");
+            }
+            let (x, y) = (
+                device.zeros(9 * features).unwrap(),
+                device.zeros::<f32>(9 * out).unwrap(),
+            );
+            assert!(ops::multiply_quantised(device, y.view(), x.view(), &w, 9).is_err());
+        }
     });
 }
 

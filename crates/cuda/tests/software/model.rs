@@ -124,9 +124,6 @@ fn tiny(architecture: &'static str, form: Option<TinyForm>) -> Tiny {
 
 impl Tiny {
     fn on(&self, device: &Device) -> Model {
-        let files =
-            |what: &str| Source::Files(Files::open(&self.folder.path().join(what)).unwrap());
-        let base = files("base");
         let memory = Memory {
             cache_blocks: 24,
             block_size: 8,
@@ -135,6 +132,13 @@ impl Tiny {
             slots: 3,
             parts: 64,
         };
+        self.with_memory(device, memory)
+    }
+
+    fn with_memory(&self, device: &Device, memory: Memory) -> Model {
+        let files =
+            |what: &str| Source::Files(Files::open(&self.folder.path().join(what)).unwrap());
+        let base = files("base");
         match &self.generator {
             None => Model::load(device, self.shape.clone(), &base, None, memory),
             Some(generator) => Model::load(
@@ -283,6 +287,47 @@ fn a_decode_graph_goes_on_as_a_prompt_would() {
 }
 
 #[test]
+fn every_bucket_that_a_server_can_have_is_captured_and_runs() {
+    let tiny = tiny("llama", Some(TinyForm::Published));
+    with_device(|device| {
+        let sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+        let parts = sizes.map(|size| size * cuda::splits_for(size, 2, 4));
+        let memory = Memory {
+            cache_blocks: 256,
+            block_size: 8,
+            rows: 256,
+            logits: 256,
+            slots: 3,
+            parts: parts.into_iter().max().unwrap(),
+        };
+        let model = tiny.with_memory(device, memory);
+        let buckets = sizes.map(|size| Bucket::capture(&model, size, 2, 4).unwrap());
+        let tokens = text(1, 256);
+        let blocks: Vec<[u32; 1]> = (0..256).map(|block| [block]).collect();
+        let mut alone = Vec::new();
+        for (size, mut bucket) in sizes.into_iter().zip(buckets) {
+            // One row less than there is room for, beside as many cores as there are.
+            let count = (size - 1).max(1);
+            let spans: Vec<_> = (0..count)
+                .map(|i| Rows {
+                    slot: (i % 4 < 3).then_some(i as u32 % 4),
+                    ..rows(&tokens[i..=i], 0, &blocks[i], 1)
+                })
+                .collect();
+            bucket.batch.fill(device, &spans, &model.limits()).unwrap();
+            bucket.launch().unwrap();
+            let logits = model.logits_of(0..count).unwrap();
+            // A row is the same in a graph of any size, whatever runs beside it.
+            if alone.is_empty() {
+                alone = logits[..96].to_vec();
+            }
+            assert!(alone.iter().all(|x| x.is_finite()));
+            assert_eq!(logits[..96], alone, "{size}");
+        }
+    });
+}
+
+#[test]
 fn greedy_tokens_are_the_cpus() {
     let tiny = tiny("llama", None);
     with_device(|device| {
@@ -316,6 +361,74 @@ fn greedy_tokens_are_the_cpus() {
             twin.push(token);
         }
         assert!(close < 4);
+    });
+}
+
+#[test]
+fn a_model_whose_weights_stay_quantised_answers_as_with_the_same_weights_in_bf16() {
+    let tiny = tiny("llama", None);
+    // Each matrix has its own numbers, by its name; those of q, k and v are alike, of gate and up not.
+    let blocks = |name: &str, len: usize| {
+        let bits = if name.contains("up_proj") { 8 } else { 4 };
+        let mut random = testkit::Random::new(name.bytes().map(u64::from).sum());
+        let half = |x: f64| u32::from(half::f16::from_f64(x).to_bits());
+        let scale = |_| half(0.02) | half(if bits == 4 { -0.15 } else { 0.0 }) << 16;
+        cuda::Blocks {
+            bits,
+            codes: (0..len / 32 * bits)
+                .map(|_| random.next_u64() as u32 & if bits == 4 { !0 } else { 0x0f0f_0f0f })
+                .collect(),
+            scales: (0..len / 32).map(scale).collect(),
+        }
+    };
+    let quantised = |name: &str| name.ends_with("_proj.weight") && !name.contains("down");
+    let values = move |name: &str, len: usize| {
+        if quantised(name) {
+            let of = blocks(name, len);
+            return Ok(cuda::twin::narrow(&cuda::twin::dequantise(
+                &of.codes, &of.scales, of.bits,
+            )));
+        }
+        let gain = if name.contains("norm") { 1.0 } else { 0.0 };
+        let mut random = testkit::Random::new(name.len() as u64);
+        let value = |_| bf16::from_f64(gain + 0.1 * random.normal());
+        Ok((0..len).map(value).collect())
+    };
+    let asked = move |name: &str, len: usize| Ok(quantised(name).then(|| blocks(name, len)));
+    with_device(|device| {
+        let memory = Memory {
+            cache_blocks: 24,
+            block_size: 8,
+            rows: 64,
+            logits: 64,
+            slots: 1,
+            parts: 64,
+        };
+        let load = |source| Model::load(device, tiny.shape.clone(), &source, None, memory).unwrap();
+        let as_bf16 = load(Source::Asked(Box::new(values)));
+        let as_it_is = load(Source::Quantised(Box::new(values), Box::new(asked)));
+        let (long, short) = (text(1, 23), text(2, 5));
+        // Many rows take the weights in bf16: the same bits. Few read them as they are.
+        let blocks = [5, 2, 9];
+        let prompt = rows(&long, 0, &blocks, 23);
+        let want = run(device, &as_bf16, &[prompt], &[]);
+        assert_eq!(run(device, &as_it_is, &[prompt], &[]), want);
+        let prompt = rows(&short, 0, &blocks[..1], 5);
+        let want = run(device, &as_bf16, &[prompt], &[]);
+        let got = run(device, &as_it_is, &[prompt], &[]);
+        let error = relative_error_of(&got, &want);
+        assert!(error > 0.0 && error < BF16, "{error}");
+        let mut bucket = Bucket::capture(&as_it_is, 2, 12, 4).unwrap();
+        let next = rows(&short[4..], 4, &blocks[..1], 1);
+        bucket
+            .batch
+            .fill(device, &[next], &as_it_is.limits())
+            .unwrap();
+        bucket.launch().unwrap();
+        let logits = as_it_is.logits(&bucket.batch).unwrap();
+        let logits: Vec<f64> = logits[..96].iter().map(|x| f64::from(*x)).collect();
+        let error = relative_error_of(&logits, &got[4 * 96..]);
+        assert!(error < BF16, "{error}");
     });
 }
 

@@ -58,6 +58,8 @@ fn the_bench_of_a_gpu_runs_on_the_software_device() {
         .collect();
     for name in [
         "ceiling",
+        "quantised linear",
+        "dequantise",
         "prefill",
         "ingest",
         "decode of 3, 20 keys, cores: all distinct",

@@ -21,6 +21,7 @@ fn accelerator(config: &Config) -> Accelerator {
         slots: 2,
         pinned: 2,
         windows: 1,
+        quantised: false,
     };
     Accelerator::load(&MODELS.base, Some(&MODELS.associative), config, &options).unwrap()
 }

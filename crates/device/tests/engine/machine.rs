@@ -44,6 +44,7 @@ fn accelerator() -> Accelerator {
         slots: 2,
         pinned: 2,
         windows: 1,
+        quantised: false,
     };
     Accelerator::load(&base, Some(&generator), &config, &options).unwrap()
 }

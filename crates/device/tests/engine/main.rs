@@ -295,6 +295,7 @@ fn side_by_side(
         slots: 6,
         pinned: 8,
         windows: 6,
+        quantised: false,
     };
     options(&mut given);
     let (mut device, mut before, mut brought) = (None, 0, None);
