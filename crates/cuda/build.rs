@@ -8,7 +8,13 @@ use std::{
 
 /// One file of machine code each.
 const FILES: [&str; 7] = [
-    "attention", "cores", "draw", "factor", "norm", "quant", "rows",
+    "attention",
+    "cores",
+    "draw",
+    "factor",
+    "norm",
+    "quant",
+    "rows",
 ];
 
 fn main() {
