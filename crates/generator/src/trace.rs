@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use half::{bf16, slice::HalfFloatSliceExt};
+use kernels::Floats;
 
 use crate::{
     error::Error,
@@ -32,8 +33,8 @@ impl Rows {
         range: Range<usize>,
     ) -> Result<(), Error> {
         for (kept, rows) in [(&mut self.k, k), (&mut self.v, v)] {
-            let rows = rows.narrow(0, range.start, range.len())?;
-            let rows = rows.flatten_all()?.to_vec1::<f32>()?;
+            let rows = rows.narrow(0, range.start, range.len())?.contiguous()?;
+            let rows = Floats::of(&rows)?;
             let start = kept.len();
             kept.resize(start + rows.len(), bf16::ZERO);
             kept[start..].convert_from_f32_slice(&rows);

@@ -275,7 +275,11 @@ fn attend(q: &[f32], k: &[f32], v: &[f32], rows: &[AttentionRow<'_>], sizes: Siz
         window,
     } = sizes;
     let heads = kv_heads * group;
-    let mut out = vec![0.0f32; q.len()]; // [T, H * Dh]
+    let (width, named) = (heads * dh, rows.iter().map(|row| row.len).sum::<usize>());
+    let mut out = Vec::with_capacity(q.len()); // [T, H * Dh]
+    if named * width < q.len() {
+        out.resize(q.len(), 0.0f32);
+    }
     let call = Call {
         q,
         k,
@@ -307,9 +311,35 @@ fn attend(q: &[f32], k: &[f32], v: &[f32], rows: &[AttentionRow<'_>], sizes: Siz
         }
     }
     spread(tiles.len(), 1, work, |range| {
-        tiles[range].iter().for_each(|tile| call.tile(tile))
+        let mut scratch = Scratch::default();
+        for tile in &tiles[range] {
+            call.tile(tile, &mut scratch);
+        }
     });
+    // SAFETY: the rows do not overlap; where they are not all of q's, zeros stand already, and else each row is written.
+    unsafe { out.set_len(q.len()) }
     out
+}
+
+/// What a thread computes its tiles in, one after the other: every tile writes what it reads.
+#[derive(Default)]
+struct Scratch {
+    /// [rows, Dh]: queries, later what is summed for them.
+    q: Vec<f32>,
+    /// [rows, length]
+    scores: Vec<f32>,
+    /// [Dh, 16]
+    turned: Vec<f32>,
+    /// `[rows]`
+    sums: Vec<f32>,
+}
+
+/// The first `len` values of a buffer that grows but is not cleared.
+fn at_least(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
 }
 
 /// Gradients of q [T, H, Dh], k and v [T, Hkv, Dh] for that of the result, dy [T, H * Dh], with the weights
@@ -507,7 +537,18 @@ impl Call<'_> {
         ((tile.row.start + query) * self.kv_heads + tile.kv_head) * self.group * self.dh
     }
 
-    fn tile(&self, tile: &Tile<'_>) {
+    /// Rows (queries times heads) of a tile that see keys of `block`: the others' scores are not asked for.
+    fn seeing(&self, tile: &Tile<'_>, block: Range<usize>) -> Range<usize> {
+        let first = tile.row.position + tile.queries.start;
+        let count = tile.queries.len();
+        let from = block.start.saturating_sub(first).min(count);
+        // The last query whose window reaches back to the block's last key.
+        let reach = (block.end - 1).saturating_add(self.window);
+        let to = reach.saturating_sub(first).min(count);
+        from * self.group..to.max(from) * self.group
+    }
+
+    fn tile(&self, tile: &Tile<'_>, scratch: &mut Scratch) {
         let &Self { group, dh, .. } = self;
         let queries = tile.queries.clone();
         let first = self.visible(tile.row.position + queries.start).start / LANES * LANES;
@@ -515,18 +556,18 @@ impl Call<'_> {
         let length = keys.len().next_multiple_of(LANES);
         let rows = queries.len() * group;
 
-        let mut q = Vec::with_capacity(rows * dh); // [rows, Dh], rows = queries * group
-        for query in queries.clone() {
-            q.extend(
-                self.q[self.heads_at(tile, query)..][..group * dh]
-                    .iter()
-                    .map(|q| q * self.scale),
-            );
+        let q = at_least(&mut scratch.q, rows * dh); // [rows, Dh], rows = queries * group
+        for (query, q) in queries.clone().zip(q.chunks_exact_mut(group * dh)) {
+            let from = &self.q[self.heads_at(tile, query)..][..group * dh];
+            for (q, from) in q.iter_mut().zip(from) {
+                *q = from * self.scale;
+            }
         }
-        let mut scores = vec![0.0f32; rows * length]; // [rows, length]
-        self.score(tile, keys.clone(), &q, &mut scores, length);
+        let scores = at_least(&mut scratch.scores, rows * length); // [rows, length]
+        let turned = at_least(&mut scratch.turned, dh * LANES); // [Dh, 16]
+        self.score(tile, keys.clone(), q, scores, turned);
 
-        let mut sums = vec![0.0f32; rows]; // [rows]
+        let sums = at_least(&mut scratch.sums, rows); // [rows]
         for (query, (scores, sums)) in queries.clone().zip(
             scores
                 .chunks_exact_mut(group * length)
@@ -543,9 +584,9 @@ impl Call<'_> {
             }
         }
 
-        let mut out = q; // [rows, Dh], written before it is read: there is a key
-        self.sum_values(tile, keys, &scores, length, &mut out);
-        for (row, sum) in out.chunks_exact_mut(dh).zip(&sums) {
+        let out = q; // [rows, Dh], written before it is read: there is a key
+        self.sum_values(tile, keys, scores, length, out);
+        for (row, sum) in out.chunks_exact_mut(dh).zip(&*sums) {
             for value in row {
                 *value /= sum;
             }
@@ -554,26 +595,23 @@ impl Call<'_> {
             // SAFETY: rows of a call do not overlap and tiles share out the queries and KV heads of a row, so these
             // floats of out, as many as q has, are this tile's own.
             unsafe {
-                std::slice::from_raw_parts_mut(
-                    self.out.get().add(self.heads_at(tile, query)),
-                    group * dh,
-                )
+                let to = self.out.get().add(self.heads_at(tile, query));
+                std::ptr::copy_nonoverlapping(heads.as_ptr(), to, group * dh);
             }
-            .copy_from_slice(heads);
         }
     }
 
-    /// scores [rows, length] = q [rows, Dh] Kᵀ.
+    /// scores [rows, length] = q [rows, Dh] Kᵀ, of the rows that see any of sixteen keys. turned [Dh, 16].
     fn score(
         &self,
         tile: &Tile<'_>,
         keys: Range<usize>,
         q: &[f32],
         scores: &mut [f32],
-        length: usize,
+        turned: &mut [f32],
     ) {
         let dh = self.dh;
-        let mut turned = vec![0.0f32; dh * LANES]; // [Dh, 16]
+        let length = keys.len().next_multiple_of(LANES);
         for from in keys.clone().step_by(LANES) {
             let mut sixteen = [&[][..]; LANES];
             for (lane, k) in sixteen.iter_mut().enumerate() {
@@ -587,9 +625,11 @@ impl Call<'_> {
             }
             run(Turn {
                 rows: &sixteen,
-                to: &mut turned,
+                to: turned,
             });
-            let to = &mut scores[from - keys.start..];
+            let rows = self.seeing(tile, from..from + LANES);
+            let q = &q[rows.start * dh..rows.end * dh];
+            let to = &mut scores[rows.start * length + from - keys.start..];
             // SAFETY: q is rows of Dh, `turned` Dh steps of 16, and rows of `length` have 16 scores from here on.
             unsafe {
                 multiply(
@@ -606,7 +646,7 @@ impl Call<'_> {
                         row: length,
                         columns: LANES,
                     },
-                    q.len() / dh,
+                    rows.len(),
                     dh,
                     Begin::Zero,
                 );
@@ -625,16 +665,28 @@ impl Call<'_> {
     ) {
         let dh = self.dh;
         let stride = self.kv_heads * dh;
-        let rows = out.len() / dh;
+        // Keys up to the first query's own are summed for all rows at once, those behind it sixteen at a time.
+        let common = tile.row.position + tile.queries.start + 1;
         let mut from = keys.start;
         while from < keys.end {
+            let end = if from < common {
+                common
+            } else {
+                keys.end.min(from + LANES)
+            };
+            let rows = if from < common {
+                0..out.len() / dh
+            } else {
+                let first = from - (common - 1);
+                first * self.group..out.len() / dh
+            };
             let at = self.at(tile, from);
             let mut steps = self.block_size - from % self.block_size;
             // Blocks that lie one behind the other are one: fewer sums go through memory.
-            while from + steps < keys.end && self.at(tile, from + steps) == at + steps * stride {
+            while from + steps < end && self.at(tile, from + steps) == at + steps * stride {
                 steps += self.block_size;
             }
-            let steps = steps.min(keys.end - from);
+            let steps = steps.min(end - from);
             let v = &self.v[at..];
             for column in (0..dh).step_by(LANES) {
                 let columns = LANES.min(dh - column);
@@ -660,16 +712,16 @@ impl Call<'_> {
                 unsafe {
                     multiply(
                         Left {
-                            at: weights[from - keys.start..].as_ptr(),
+                            at: weights[rows.start * length + from - keys.start..].as_ptr(),
                             row: length,
                         },
                         right,
                         Out {
-                            at: out[column..].as_mut_ptr(),
+                            at: out[rows.start * dh + column..].as_mut_ptr(),
                             row: dh,
                             columns,
                         },
-                        rows,
+                        rows.len(),
                         steps,
                         if from == keys.start {
                             Begin::Zero
@@ -730,9 +782,11 @@ impl Kernel for Weigh<'_> {
             visible,
             sum,
         } = self;
-        weights[..visible.start].fill(f32::NEG_INFINITY);
-        weights[visible.end..].fill(f32::NEG_INFINITY);
-        let (sixteens, _) = weights.as_chunks_mut::<LANES>();
+        // Sixteens that are not seen at all have no part in it: what they would add is exactly 0.
+        let whole = visible.start / LANES * LANES..visible.end.next_multiple_of(LANES);
+        weights[whole.start..visible.start].fill(f32::NEG_INFINITY);
+        weights[visible.end..whole.end].fill(f32::NEG_INFINITY);
+        let (sixteens, _) = weights[whole.clone()].as_chunks_mut::<LANES>();
         let mut largest = isa.splat(f32::NEG_INFINITY);
         for scores in &*sixteens {
             largest = isa.max(of_lanes(isa, scores), largest);
@@ -748,7 +802,7 @@ impl Kernel for Weigh<'_> {
         }
         weights[..visible.start].fill(0.0);
         weights[visible.end..].fill(0.0);
-        let (sixteens, _) = weights.as_chunks::<LANES>();
+        let (sixteens, _) = weights[whole].as_chunks::<LANES>();
         let mut total = isa.splat(0.0);
         for weights in sixteens {
             total = isa.add(total, of_lanes(isa, weights));

@@ -1,10 +1,22 @@
 //! The f32 values of CPU tensors as slices, and tensors out of them.
 //!
 //! The only file that knows how candle stores a tensor. Start at [`Floats`].
+#![expect(
+    unsafe_code,
+    reason = "results that are written once and not cleared before"
+)]
 
-use std::ops::{Deref, Range};
+use std::{
+    mem::MaybeUninit,
+    ops::{Deref, Range},
+};
 
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+
+use crate::simd::{Isa, Kernel, LANES, run};
+
+#[cfg(test)]
+mod tests;
 
 /// The values of a contiguous f32 tensor on the CPU, row-major, readable while this guard lives.
 ///
@@ -67,20 +79,78 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor
     Tensor::from_vec(values, shape.into(), &Device::Cpu)
 }
 
-/// [rows, columns] -> [columns, rows], in squares that stay in L1.
+/// `len` values that `fill` writes, without clearing them first: clearing took 2 % of a prefill.
+///
+/// # Safety
+/// `fill` writes all of them.
+pub(crate) unsafe fn filled<T: Copy>(
+    len: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<T>]),
+) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    fill(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: as the caller says.
+    unsafe { values.set_len(len) }
+    values
+}
+
+/// [rows, columns] -> [columns, rows], in squares of eight that a vector unit turns.
 pub(crate) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const SQUARE: usize = 16;
-    let mut turned = vec![0.0; values.len()];
-    for row in (0..rows).step_by(SQUARE) {
-        for column in (0..columns).step_by(SQUARE) {
-            for c in column..columns.min(column + SQUARE) {
-                for r in row..rows.min(row + SQUARE) {
-                    turned[c * rows + r] = values[r * columns + c];
+    assert!(values.len() == rows * columns, "a matrix of another size");
+    let turn = |to: &mut [MaybeUninit<f32>]| {
+        run(Transpose {
+            values,
+            rows,
+            columns,
+            to,
+        });
+    };
+    // SAFETY: every value has its place in the turned matrix.
+    unsafe { filled(values.len(), turn) }
+}
+
+struct Transpose<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    to: &'a mut [MaybeUninit<f32>],
+}
+
+impl Kernel for Transpose<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self {
+            values,
+            rows,
+            columns,
+            to,
+        } = self;
+        const SIDE: usize = 8;
+        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
+        let mut square = [0.0f32; SIDE * LANES];
+        for row in (0..whole_rows).step_by(SIDE) {
+            for column in (0..whole_columns).step_by(SIDE) {
+                let mut at = [std::ptr::null(); SIDE];
+                for (i, at) in at.iter_mut().enumerate() {
+                    *at = values[(row + i) * columns + column..][..SIDE].as_ptr();
+                }
+                // SAFETY: eight floats of each of eight rows, and the square holds eight sixteens.
+                unsafe { isa.turn(&at, square.as_mut_ptr()) };
+                for (i, turned) in square.chunks_exact(LANES).enumerate() {
+                    let to = &mut to[(column + i) * rows + row..][..SIDE];
+                    for (to, value) in to.iter_mut().zip(turned) {
+                        to.write(*value);
+                    }
                 }
             }
         }
+        for row in 0..rows {
+            let done = if row < whole_rows { whole_columns } else { 0 };
+            for column in done..columns {
+                to[column * rows + row].write(values[row * columns + column]);
+            }
+        }
     }
-    turned
 }
 
 fn contiguous(layout: &Layout) -> Result<Range<usize>> {

@@ -426,7 +426,7 @@ pub(crate) fn spread(
         return run(0..items);
     }
     // Several parts a thread even out what the system takes away from one of them.
-    let parts = grains.min((work / INLINE_WORK).max(2)).min(threads * 4);
+    let parts = grains.min((work / INLINE_WORK).max(2)).min(threads * 16);
     (0..parts).into_par_iter().with_max_len(1).for_each(|part| {
         let from = (grains * part / parts * grain).min(items);
         let to = (grains * (part + 1) / parts * grain).min(items);

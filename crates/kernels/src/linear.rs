@@ -310,7 +310,7 @@ fn forward<const N: usize>(maps: [&Panels; N], x: &[f32], t: usize) -> [Vec<f32>
     });
     let count = first;
     let rounded = maps.iter().any(|panels| panels.layout == Layout::Quads);
-    let codes = rounded.then(|| Codes::of(x, width));
+    let codes = rounded.then(|| Codes::of(x, width, maps.iter().copied()));
     let row_parts = t.div_ceil(ROWS);
     // Pairs of panels: one row alone needs two chains of sums to keep the multipliers busy.
     spread(row_parts * count, 2, t * outs * width, |range| {
@@ -353,7 +353,7 @@ pub(crate) fn own_maps(entries: &[(&Linear, Range<usize>)], x: &[f32], y: &mut [
         next = range.end;
     }
     assert!(y.len() == rows * out, "a result of another size");
-    let codes = Codes::of(x, width);
+    let codes = Codes::of(x, width, entries.iter().map(|(map, _)| &*map.panels));
     let (mut items, mut work, y) = (0, 0, Shared(y.as_mut_ptr()));
     let mut jobs = Vec::with_capacity(entries.len());
     for (map, range) in entries {

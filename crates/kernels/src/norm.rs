@@ -2,15 +2,21 @@
 //!
 //! Squares are summed in sixteen lanes over ascending channels, then lane by lane, so a row gives the same
 //! bits in any batch. Start at [`rms_norm`].
+#![expect(
+    unsafe_code,
+    reason = "results that are not cleared before they are written"
+)]
 
 #[cfg(test)]
 mod tests;
+
+use std::mem::MaybeUninit;
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
-    floats::{Floats, tensor},
+    floats::{Floats, filled, tensor},
     recorded::{recorded1, recorded2},
     simd::{Isa, Kernel, LANES, exp, lanes, of_lanes, run},
 };
@@ -44,20 +50,16 @@ pub fn rms_norm(x: &Tensor, gain: Option<&Tensor>, eps: f64) -> Result<Tensor> {
 
 /// x [T, D], gain `[D]` -> [T, D].
 fn normalise(x: &[f32], gain: &[f32], eps: f32) -> Vec<f32> {
-    let mut y = vec![0.0f32; x.len()]; // [T, D]
-    if x.len() <= INLINE {
-        run(Normalise {
-            x,
-            gain,
-            eps,
-            y: &mut y,
-        });
-    } else {
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        if x.len() <= INLINE {
+            return run(Normalise { x, gain, eps, y });
+        }
         let part = (INLINE / 4).div_ceil(gain.len()) * gain.len();
         let parts = y.par_chunks_mut(part).zip(x.par_chunks(part));
         parts.for_each(|(y, x)| run(Normalise { x, gain, eps, y }));
-    }
-    y
+    };
+    // SAFETY: x is whole rows of as many values as the gain has, and each is written.
+    unsafe { filled(x.len(), fill) } // [T, D]
 }
 
 /// dx = r (g dy) - x r³ / D Σ_j x_j g_j dy_j with r = 1 / sqrt(mean(x²) + eps). x, dy [T, D], gain `[D]` -> [T, D].
@@ -96,7 +98,7 @@ struct Normalise<'a> {
     x: &'a [f32],
     gain: &'a [f32],
     eps: f32,
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
 impl Kernel for Normalise<'_> {
@@ -124,7 +126,7 @@ impl Kernel for Normalise<'_> {
             let mean = squares.iter().sum::<f32>() / x.len() as f32;
             let factor = 1.0 / (mean + eps).sqrt();
             for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
-                *y = x * factor * gain;
+                y.write(x * factor * gain);
             }
         }
     }
@@ -199,21 +201,18 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 fn gated(gate: &[f32], up: &[f32]) -> Vec<f32> {
-    let mut y = vec![0.0f32; gate.len()];
-    if y.len() <= INLINE {
-        run(SiluMul {
-            gate,
-            up,
-            y: &mut y,
-        });
-    } else {
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        if gate.len() <= INLINE {
+            return run(SiluMul { gate, up, y });
+        }
         let parts = y
             .par_chunks_mut(INLINE / 4)
             .zip(gate.par_chunks(INLINE / 4))
             .zip(up.par_chunks(INLINE / 4));
         parts.for_each(|((y, gate), up)| run(SiluMul { gate, up, y }));
-    }
-    y
+    };
+    // SAFETY: gate and up are of one shape, and a value is written for each of theirs.
+    unsafe { filled(gate.len(), fill) }
 }
 
 /// With s = 1 / (1 + exp(-g)): dg = dy u s (1 + g (1 - s)), du = dy g s.
@@ -241,7 +240,7 @@ fn gated_back(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
 struct SiluMul<'a> {
     gate: &'a [f32],
     up: &'a [f32],
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
 impl Kernel for SiluMul<'_> {
@@ -251,10 +250,9 @@ impl Kernel for SiluMul<'_> {
         let (up, up_tail) = self.up.as_chunks::<LANES>();
         let (y, y_tail) = self.y.as_chunks_mut::<LANES>();
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-            *y = lanes(
-                isa,
-                silu_mul_of(isa, of_lanes(isa, gate), of_lanes(isa, up)),
-            );
+            let product = silu_mul_of(isa, of_lanes(isa, gate), of_lanes(isa, up));
+            // SAFETY: sixteen values are writable.
+            unsafe { isa.store(y.as_mut_ptr().cast(), product) };
         }
         let (mut gate, mut up) = ([0.0; LANES], [0.0; LANES]);
         gate[..gate_tail.len()].copy_from_slice(gate_tail);
@@ -263,7 +261,9 @@ impl Kernel for SiluMul<'_> {
             isa,
             silu_mul_of(isa, of_lanes(isa, &gate), of_lanes(isa, &up)),
         );
-        y_tail.copy_from_slice(&tail[..y_tail.len()]);
+        for (y, value) in y_tail.iter_mut().zip(tail) {
+            y.write(value);
+        }
     }
 }
 

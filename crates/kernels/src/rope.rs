@@ -1,14 +1,20 @@
 //! Rotary positions, half-split (HF) layout: with i < Dh/2, y_i = x_i cos_i - x_j sin_i and
 //! y_j = x_j cos_i + x_i sin_i, j = i + Dh/2, cosines and sines of the row's own position. Start at [`rope`].
+#![expect(
+    unsafe_code,
+    reason = "results that are not cleared before they are written"
+)]
 
 #[cfg(test)]
 mod tests;
+
+use std::mem::MaybeUninit;
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
-    floats::{Floats, tensor},
+    floats::{Floats, filled, tensor},
     recorded::recorded1,
 };
 
@@ -47,30 +53,32 @@ fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result<Vec
     let ((_, h, dh), (_, half)) = (x.dims3()?, cos.dims2()?);
     let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
     let (x, cos, sin) = (Floats::of(x)?, Floats::of(&cos)?, Floats::of(&sin)?);
-    let mut y = vec![0.0f32; x.len()]; // [T, H, Dh]
-    let row = |((y, x), &position): ((&mut [f32], &[f32]), &u32)| {
+    let row = |((y, x), &position): ((&mut [MaybeUninit<f32>], &[f32]), &u32)| {
         let at = position as usize * half;
         let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]); // [Dh/2]
         for (y, x) in y.chunks_exact_mut(dh).zip(x.chunks_exact(dh)) {
             let ((y_low, y_high), (x_low, x_high)) = (y.split_at_mut(half), x.split_at(half));
             for i in 0..half {
-                y_low[i] = x_low[i] * cos[i] - x_high[i] * sin[i];
-                y_high[i] = x_high[i] * cos[i] + x_low[i] * sin[i];
+                y_low[i].write(x_low[i] * cos[i] - x_high[i] * sin[i]);
+                y_high[i].write(x_high[i] * cos[i] + x_low[i] * sin[i]);
             }
         }
     };
-    if x.len() <= INLINE {
-        y.chunks_exact_mut(h * dh)
-            .zip(x.chunks_exact(h * dh))
-            .zip(positions)
-            .for_each(row);
-    } else {
-        let rows = (INLINE / 4).div_ceil(h * dh);
-        y.par_chunks_exact_mut(h * dh)
-            .zip(x.par_chunks_exact(h * dh))
-            .zip(positions)
-            .with_min_len(rows)
-            .for_each(row);
-    }
-    Ok(y)
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        if x.len() <= INLINE {
+            y.chunks_exact_mut(h * dh)
+                .zip(x.chunks_exact(h * dh))
+                .zip(positions)
+                .for_each(row);
+        } else {
+            let rows = (INLINE / 4).div_ceil(h * dh);
+            y.par_chunks_exact_mut(h * dh)
+                .zip(x.par_chunks_exact(h * dh))
+                .zip(positions)
+                .with_min_len(rows)
+                .for_each(row);
+        }
+    };
+    // SAFETY: there is a position for each row of x, and both halves of each of its heads are written.
+    Ok(unsafe { filled(x.len(), fill) }) // [T, H, Dh]
 }

@@ -98,6 +98,13 @@ pub(crate) trait Isa: Copy + Send + Sync {
     /// Adds the products of each output's four bytes: w of -128 ..= 127, x of -127 ..= 127 (a pair of products is 32512 at
     /// most and fits sixteen bits), at most 4096 times before [`Isa::byte_sums`].
     fn add_byte_products(self, sums: Self::Sums, w: Self::Quads, x: Self::Quads) -> Self::Sums;
+    /// The bytes as numbers of sixteen bits: the first two of each of sixteen outputs, behind them the other two.
+    /// # Safety
+    /// 128 bytes are writable at `to`.
+    unsafe fn widen_quads(self, quads: Self::Quads, to: *mut u8);
+    /// Adds the products of each output's two numbers of sixteen bits, -128 ..= 127 each, at most 8192 times before
+    /// [`Isa::byte_sums`].
+    fn add_pair_products(self, sums: Self::Sums, w: Self::Quads, x: Self::Quads) -> Self::Sums;
     /// The sums as floats.
     fn byte_sums(self, sums: Self::Sums) -> Self::V;
 }
@@ -300,6 +307,31 @@ impl Isa for Portable {
             products.fold(sums[n], |sum, (w, x)| {
                 sum + i32::from(w.cast_signed()) * i32::from(x.cast_signed())
             })
+        })
+    }
+    #[inline(always)]
+    unsafe fn widen_quads(self, quads: Self::Quads, to: *mut u8) {
+        let pair = |quad: [u8; 4], from: usize| {
+            let wide = |byte: u8| i16::from(byte.cast_signed()).to_ne_bytes();
+            let ([a, b], [c, d]) = (wide(quad[from]), wide(quad[from + 1]));
+            [a, b, c, d]
+        };
+        let (first, second) = (
+            quads.map(|quad| pair(quad, 0)),
+            quads.map(|quad| pair(quad, 2)),
+        );
+        // SAFETY: the caller gives 128 writable bytes.
+        unsafe {
+            self.store_quads(to, first);
+            self.store_quads(to.add(4 * LANES), second);
+        }
+    }
+    #[inline(always)]
+    fn add_pair_products(self, sums: Self::Sums, w: Self::Quads, x: Self::Quads) -> Self::Sums {
+        let number = |[a, b]: [u8; 2]| i32::from(i16::from_ne_bytes([a, b]));
+        std::array::from_fn(|n| {
+            let ([a, b, c, d], [e, f, g, h]) = (w[n], x[n]);
+            sums[n] + number([a, b]) * number([e, f]) + number([c, d]) * number([g, h])
         })
     }
     #[inline(always)]

@@ -9,6 +9,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 #[cfg(test)]
@@ -29,10 +31,13 @@ const LARGEST: f32 = 127.0;
 const LEAST: f32 = 1e-30;
 /// Blocks that one thread rounds without asking for help: about 10 us of one core.
 const INLINE: usize = 1 << 10;
-/// Groups of a 4-bit panel that are expanded at a time: 24 of 640 bytes are 15 KB of a 32 KB L1.
-const STRETCH: usize = 24;
+/// Bytes of a panel that are expanded at a time, of a 32 KB L1.
+const SCRATCH: usize = 20 << 10;
 /// Rows from which expanding 4-bit codes pays.
 const EXPAND_ROWS: usize = 8;
+/// Rows from which widening bytes pays: products of sixteen bits need no signs moved from one side to the other (1536 -> 256,
+/// 256 rows, one core: 61 multiply-adds a nanosecond with bytes, 84 with sixteen bits).
+const WIDEN_ROWS: usize = 16;
 
 /// Rows of x in int8.
 pub(super) struct Codes {
@@ -43,62 +48,101 @@ pub(super) struct Codes {
     scales: Vec<f32>,
     /// That times the sum of the codes, [T, in / 32].
     sums: Vec<f32>,
+    /// The codes in sixteen bits, [T, in], where many rows meet weights of a byte; else empty.
+    wide: Vec<i16>,
 }
 
 impl Codes {
-    /// x [T, in], in whole blocks. A value that is not finite makes the scale of its block so, too.
-    pub(super) fn of(x: &[f32], width: usize) -> Self {
-        let blocks = x.len() / BLOCK;
-        let mut codes = vec![0; x.len()]; // [T, in]
-        let (mut scales, mut sums) = (vec![0.0; blocks], vec![0.0; blocks]); // [T, in / 32]
-        let part = if blocks <= INLINE {
-            blocks.max(1)
-        } else {
-            INLINE / 2
-        };
-        let each = |(((x, codes), scales), sums): (((_, _), _), _)| {
+    /// x [T, in], in whole blocks, for these maps. A value that is not finite makes the scale of its block so, too.
+    pub(super) fn of<'a>(
+        x: &[f32],
+        width: usize,
+        mut maps: impl Iterator<Item = &'a Panels>,
+    ) -> Self {
+        let mut codes = Self::rounded(x, width);
+        if x.len() / width.max(1) >= WIDEN_ROWS && maps.any(Panels::has_bytes) {
+            codes.wide = widened(&codes.codes);
+        }
+        codes
+    }
+
+    fn rounded(x: &[f32], width: usize) -> Self {
+        let count = x.len() / BLOCK;
+        let mut codes = Vec::with_capacity(x.len()); // [T, in]
+        let (mut scales, mut sums) = (Vec::with_capacity(count), Vec::with_capacity(count)); // [T, in / 32]
+        let x = &x.as_chunks::<BLOCK>().0[..count];
+        let to = codes.spare_capacity_mut().as_chunks_mut::<BLOCK>().0;
+        let (to, scales_to, sums_to) = (
+            &mut to[..count],
+            &mut scales.spare_capacity_mut()[..count],
+            &mut sums.spare_capacity_mut()[..count],
+        );
+        if count <= INLINE {
             run(Round {
                 x,
-                codes,
-                scales,
-                sums,
+                codes: to,
+                scales: scales_to,
+                sums: sums_to,
             });
-        };
-        if blocks <= INLINE {
-            each((((x, &mut codes[..]), &mut scales[..]), &mut sums[..]));
         } else {
-            x.par_chunks(part * BLOCK)
-                .zip(codes.par_chunks_mut(part * BLOCK))
-                .zip(scales.par_chunks_mut(part))
-                .zip(sums.par_chunks_mut(part))
-                .for_each(each);
+            let part = INLINE / 2;
+            x.par_chunks(part)
+                .zip(to.par_chunks_mut(part))
+                .zip(scales_to.par_chunks_mut(part))
+                .zip(sums_to.par_chunks_mut(part))
+                .for_each(|(((x, codes), scales), sums)| {
+                    run(Round {
+                        x,
+                        codes,
+                        scales,
+                        sums,
+                    });
+                });
+        }
+        // SAFETY: all blocks of x were rounded, and x is whole blocks.
+        unsafe {
+            codes.set_len(count * BLOCK);
+            scales.set_len(count);
+            sums.set_len(count);
         }
         Self {
             width,
             codes,
             scales,
             sums,
+            wide: Vec::new(),
         }
     }
 }
 
+/// Codes in sixteen bits.
+fn widened(codes: &[i8]) -> Vec<i16> {
+    let part = INLINE * BLOCK;
+    if codes.len() <= part {
+        return codes.iter().map(|&code| i16::from(code)).collect();
+    }
+    let codes = codes.par_iter().with_min_len(part / 2);
+    codes.map(|&code| i16::from(code)).collect()
+}
+
 /// Blocks of x to codes.
 struct Round<'a> {
-    x: &'a [f32],
-    codes: &'a mut [i8],
-    scales: &'a mut [f32],
-    sums: &'a mut [f32],
+    x: &'a [[f32; BLOCK]],
+    codes: &'a mut [[MaybeUninit<i8>; BLOCK]],
+    scales: &'a mut [MaybeUninit<f32>],
+    sums: &'a mut [MaybeUninit<f32>],
 }
 
 impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        let (x, codes) = (
-            self.x.as_chunks::<BLOCK>().0,
-            self.codes.as_chunks_mut::<BLOCK>().0,
-        );
-        for (((x, codes), scale), sum) in x.iter().zip(codes).zip(self.scales).zip(self.sums) {
-            (*scale, *sum) = round(x, codes);
+        let blocks = self.x.iter().zip(self.codes);
+        for ((x, to), (scale, sum)) in blocks.zip(self.scales.iter_mut().zip(self.sums)) {
+            let mut codes = [0; BLOCK];
+            let (s, all) = round(x, &mut codes);
+            *to = codes.map(MaybeUninit::new);
+            scale.write(s);
+            sum.write(all);
         }
     }
 }
@@ -174,9 +218,9 @@ impl Kernel for Product<'_> {
                 WeightFormat::Q4_0 => self.four_bits::<I, Nibbles0>(isa),
                 WeightFormat::Q4_1 => self.four_bits::<I, Nibbles1>(isa),
                 WeightFormat::Q4K => self.four_bits::<I, NibblesK>(isa),
-                WeightFormat::Q8_0 => self.packed::<I, Bytes32>(isa),
-                WeightFormat::Q8 => self.packed::<I, Wide32>(isa),
-                WeightFormat::Q6K => self.packed::<I, Bytes16>(isa),
+                WeightFormat::Q8_0 => self.bytes::<I, Bytes32, Widened<32>>(isa),
+                WeightFormat::Q8 => self.bytes::<I, Wide32, Widened<32>>(isa),
+                WeightFormat::Q6K => self.bytes::<I, Bytes16, Widened<16>>(isa),
                 // Have no codes and never lie in quads.
                 WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => {}
             }
@@ -185,17 +229,24 @@ impl Kernel for Product<'_> {
 }
 
 impl Product<'_> {
-    fn left(&self) -> Left {
+    /// Rows of x as groups of this form meet them.
+    fn left<G: Group>(&self) -> Left {
         let Codes {
             width,
             ref codes,
             ref scales,
             ref sums,
+            ref wide,
         } = *self.x;
-        let blocks = width / BLOCK;
+        let (blocks, first) = (width / BLOCK, self.from * width);
         Left {
-            width,
-            codes: codes[self.from * width..].as_ptr(),
+            codes: if G::CODE == 1 {
+                codes[first..].as_ptr()
+            } else {
+                wide[first..].as_ptr().cast()
+            },
+            stride: width * G::CODE,
+            blocks,
             scales: scales[self.from * blocks..].as_ptr(),
             sums: sums[self.from * blocks..].as_ptr(),
         }
@@ -229,7 +280,7 @@ impl Product<'_> {
                     isa,
                     self.panels.panel(panel).as_ptr(),
                     groups,
-                    self.left(),
+                    self.left::<G>(),
                     self.out(panel),
                     self.rows,
                     Begin::Zero,
@@ -238,19 +289,44 @@ impl Product<'_> {
         }
     }
 
-    /// Many rows: a stretch of a panel is expanded to bytes, then multiplied with all of them.
-    ///
     /// # Safety
-    /// As [`Self::packed`].
+    /// As [`Self::packed`], for 4-bit codes.
     #[inline(always)]
     unsafe fn four_bits<I: Isa, G: Group>(&self, isa: I) {
-        if self.rows < EXPAND_ROWS {
-            // SAFETY: as above.
-            return unsafe { self.packed::<I, G>(isa) };
+        // SAFETY: as above.
+        unsafe {
+            if self.rows < EXPAND_ROWS {
+                self.packed::<I, G>(isa);
+            } else {
+                self.expanded::<I, G, Opened>(isa);
+            }
         }
+    }
+
+    /// # Safety
+    /// As [`Self::packed`], for codes of a byte.
+    #[inline(always)]
+    unsafe fn bytes<I: Isa, G: Group, E: Expanded>(&self, isa: I) {
+        // SAFETY: as above.
+        unsafe {
+            if self.rows < WIDEN_ROWS || self.x.wide.is_empty() {
+                self.packed::<I, G>(isa);
+            } else {
+                self.expanded::<I, G, E>(isa);
+            }
+        }
+    }
+
+    /// Many rows: a stretch of a panel is expanded, then multiplied with all of them.
+    ///
+    /// # Safety
+    /// As [`Self::packed`], for groups that E is made of.
+    #[inline(always)]
+    unsafe fn expanded<I: Isa, G: Group, E: Expanded>(&self, isa: I) {
         let groups = self.panels.in_features / G::INPUTS;
-        let mut scratch = Scratch([0; STRETCH * Expanded::BYTES]);
-        let stretch = groups.div_ceil(groups.div_ceil(STRETCH));
+        let mut scratch = MaybeUninit::<Scratch>::uninit();
+        let scratch = scratch.as_mut_ptr().cast::<u8>();
+        let stretch = groups.div_ceil(groups.div_ceil(SCRATCH / E::BYTES));
         for panel in self.first..self.last {
             for from in (0..groups).step_by(stretch) {
                 let steps = stretch.min(groups - from);
@@ -258,12 +334,15 @@ impl Product<'_> {
                 // SAFETY: a panel has `groups` groups of this form; the scratch holds `steps` expanded ones.
                 unsafe {
                     let at = self.panels.panel(panel).as_ptr().add(from * G::BYTES);
-                    expand::<I, G>(isa, at, steps, scratch.0.as_mut_ptr());
-                    tiles::<I, Expanded>(
+                    for step in 0..steps {
+                        let to = scratch.add(step * E::BYTES);
+                        E::expand::<I, G>(isa, at.add(step * G::BYTES), to);
+                    }
+                    tiles::<I, E>(
                         isa,
-                        scratch.0.as_ptr(),
+                        scratch,
                         steps,
-                        self.left().at(0, from * BLOCK),
+                        self.left::<E>().behind::<E>(from),
                         self.out(panel),
                         self.rows,
                         begin,
@@ -276,32 +355,52 @@ impl Product<'_> {
 
 /// Expanded groups. Aligned, so that no vector crosses two lines of the cache.
 #[repr(align(64))]
-struct Scratch([u8; STRETCH * Expanded::BYTES]);
+struct Scratch {
+    _bytes: [u8; SCRATCH],
+}
 
-/// Rows of x: row m's codes lie at `codes + m * width`, its scales and sums at `.. + m * width / 32`.
+/// Rows of x: row m's codes lie at `codes + m * stride` (bytes), its scales and sums at `.. + m * blocks`.
 #[derive(Clone, Copy)]
 struct Left {
-    width: usize,
     codes: *const i8,
+    stride: usize,
+    blocks: usize,
     scales: *const f32,
     sums: *const f32,
 }
 
 impl Left {
-    /// The same behind `inputs` inputs, in whole blocks, and of the rows from `row` on.
+    /// The same from a row on.
+    ///
+    /// # Safety
+    /// There are as many rows.
+    #[inline(always)]
+    unsafe fn below(self, row: usize) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            Self {
+                codes: self.codes.add(row * self.stride),
+                scales: self.scales.add(row * self.blocks),
+                sums: self.sums.add(row * self.blocks),
+                ..self
+            }
+        }
+    }
+
+    /// The same behind so many groups, in whole blocks.
     ///
     /// # Safety
     /// There are as many.
     #[inline(always)]
-    unsafe fn at(self, row: usize, inputs: usize) -> Self {
-        let blocks = row * (self.width / BLOCK) + inputs / BLOCK;
+    unsafe fn behind<G: Group>(self, groups: usize) -> Self {
+        let blocks = groups * G::INPUTS / BLOCK;
         // SAFETY: as above.
         unsafe {
             Self {
-                width: self.width,
-                codes: self.codes.add(row * self.width + inputs),
+                codes: self.codes.add(groups * G::INPUTS * G::CODE),
                 scales: self.scales.add(blocks),
                 sums: self.sums.add(blocks),
+                ..self
             }
         }
     }
@@ -328,7 +427,7 @@ unsafe fn tiles<I: Isa, G: Group>(
         let count = (rows - row).div_ceil(tiles - tile);
         // SAFETY: rows `row .. row + count` are among those that the caller gives.
         unsafe {
-            let x = x.at(row, 0);
+            let x = x.below(row);
             let out = Out {
                 at: out.at.add(row * out.row),
                 ..out
@@ -365,16 +464,16 @@ unsafe fn tile_of<I: Isa, G: Group, const M: usize>(
             *y = unsafe { load_columns(isa, out.at.add(m * out.row), out.columns) };
         }
     }
-    let blocks = x.width / BLOCK;
     for index in 0..groups {
         // SAFETY: group `index` and its inputs are among those that the caller gives.
         unsafe {
             let group = panel.add(index * G::BYTES);
-            let dots = G::dots::<I, M>(isa, group, x.codes.add(index * G::INPUTS), x.width);
+            let codes = x.codes.add(index * G::INPUTS * G::CODE);
+            let dots = G::dots::<I, M>(isa, group, codes, x.stride);
             // Behind the products: before them there is no register for them.
             let (scales, minima) = G::scales(isa, group);
             for (m, (y, dot)) in y.iter_mut().zip(dots).enumerate() {
-                let block = m * blocks + index * G::INPUTS / BLOCK;
+                let block = m * x.blocks + index * G::INPUTS / BLOCK;
                 let scale = isa.mul(scales, isa.splat(*x.scales.add(block)));
                 *y = isa.fma(dot, scale, *y);
                 if G::MINIMA {
@@ -393,6 +492,8 @@ unsafe fn tile_of<I: Isa, G: Group, const M: usize>(
 trait Group {
     const INPUTS: usize;
     const BYTES: usize;
+    /// Bytes of a code of x.
+    const CODE: usize = 1;
     /// Whether weights have minima.
     const MINIMA: bool;
     /// Scales and minima of sixteen outputs; zeros where there are no minima.
@@ -403,13 +504,20 @@ trait Group {
     /// Σ q c of sixteen outputs for M rows.
     ///
     /// # Safety
-    /// A group of this form lies at `group`, its inputs of M rows of `width` codes at `x`.
+    /// A group of this form lies at `group`, its inputs of M rows, `stride` bytes apart, at `x`.
     unsafe fn dots<I: Isa, const M: usize>(
         isa: I,
         group: *const u8,
         x: *const i8,
-        width: usize,
+        stride: usize,
     ) -> [I::V; M];
+}
+
+/// A group made for many rows.
+trait Expanded: Group {
+    /// # Safety
+    /// A group of G, of as many inputs, lies at `from`; one of this form is writable at `to`.
+    unsafe fn expand<I: Isa, G: Group>(isa: I, from: *const u8, to: *mut u8);
 }
 
 macro_rules! group {
@@ -426,9 +534,9 @@ macro_rules! group {
                 unsafe { $scales }
             }
             #[inline(always)]
-            unsafe fn dots<I: Isa, const M: usize>(isa: I, group: *const u8, x: *const i8, width: usize) -> [I::V; M] {
+            unsafe fn dots<I: Isa, const M: usize>(isa: I, group: *const u8, x: *const i8, stride: usize) -> [I::V; M] {
                 // SAFETY: as the caller says; the codes end a group.
-                unsafe { $dots::<I, Self, M>(isa, group, x, width) }
+                unsafe { $dots::<I, Self, M>(isa, group, x, stride) }
             }
         }
     };
@@ -454,7 +562,7 @@ unsafe fn nibble_dots<I: Isa, G: Group, const M: usize>(
     isa: I,
     group: *const u8,
     x: *const i8,
-    width: usize,
+    stride: usize,
 ) -> [I::V; M] {
     let mut sums = [isa.no_sums(); M];
     // SAFETY: as above.
@@ -464,7 +572,7 @@ unsafe fn nibble_dots<I: Isa, G: Group, const M: usize>(
             let quads = isa.load_quads(codes.add(pair * 4 * LANES));
             let (low, high) = (isa.low_nibbles(quads), isa.high_nibbles(quads));
             for (m, sums) in sums.iter_mut().enumerate() {
-                let x = x.add(m * width + pair * 8);
+                let x = x.add(m * stride + pair * 8);
                 *sums = isa.add_nibble_products(*sums, low, isa.splat_quad(x));
                 *sums = isa.add_nibble_products(*sums, high, isa.splat_quad(x.add(4)));
                 *sums = isa.here(*sums);
@@ -485,7 +593,7 @@ unsafe fn byte_dots<I: Isa, G: Group, const M: usize>(
     isa: I,
     group: *const u8,
     x: *const i8,
-    width: usize,
+    stride: usize,
 ) -> [I::V; M] {
     let mut sums = [isa.no_sums(); M];
     // SAFETY: as above.
@@ -494,7 +602,7 @@ unsafe fn byte_dots<I: Isa, G: Group, const M: usize>(
         for quad in 0..G::INPUTS / 4 {
             let quads = isa.load_quads(codes.add(quad * 4 * LANES));
             for (m, sums) in sums.iter_mut().enumerate() {
-                let x = isa.splat_quad(x.add(m * width + quad * 4));
+                let x = isa.splat_quad(x.add(m * stride + quad * 4));
                 *sums = isa.here(isa.add_byte_products(*sums, quads, x));
             }
         }
@@ -506,10 +614,10 @@ unsafe fn byte_dots<I: Isa, G: Group, const M: usize>(
     dots
 }
 
-/// A 4-bit group expanded: scales and minima in f32, a byte for each code.
-struct Expanded;
+/// A 4-bit group opened: scales and minima in f32, a byte for each code.
+struct Opened;
 
-impl Group for Expanded {
+impl Group for Opened {
     const INPUTS: usize = BLOCK;
     const BYTES: usize = 2 * 4 * LANES + BLOCK * LANES;
     const MINIMA: bool = true;
@@ -528,7 +636,7 @@ impl Group for Expanded {
         isa: I,
         group: *const u8,
         x: *const i8,
-        width: usize,
+        stride: usize,
     ) -> [I::V; M] {
         let mut sums = [isa.no_sums(); M];
         // SAFETY: as the caller says.
@@ -537,7 +645,7 @@ impl Group for Expanded {
             for quad in 0..BLOCK / 4 {
                 let quads = isa.load_quads(codes.add(quad * 4 * LANES));
                 for (m, sums) in sums.iter_mut().enumerate() {
-                    let x = isa.splat_quad(x.add(m * width + quad * 4));
+                    let x = isa.splat_quad(x.add(m * stride + quad * 4));
                     *sums = isa.here(isa.add_nibble_products(*sums, quads, x));
                 }
             }
@@ -550,14 +658,11 @@ impl Group for Expanded {
     }
 }
 
-/// # Safety
-/// `groups` 4-bit groups of this form lie at `from`; as many expanded ones are writable at `to`.
-#[inline(always)]
-unsafe fn expand<I: Isa, G: Group>(isa: I, from: *const u8, groups: usize, to: *mut u8) {
-    for index in 0..groups {
-        // SAFETY: as above; the codes end a group.
+impl Expanded for Opened {
+    #[inline(always)]
+    unsafe fn expand<I: Isa, G: Group>(isa: I, from: *const u8, to: *mut u8) {
+        // SAFETY: as the caller says; the codes end a group.
         unsafe {
-            let (from, to) = (from.add(index * G::BYTES), to.add(index * Expanded::BYTES));
             let (scales, minima) = G::scales(isa, from);
             isa.store(to.cast(), scales);
             isa.store(to.add(4 * LANES).cast(), minima);
@@ -570,6 +675,61 @@ unsafe fn expand<I: Isa, G: Group>(isa: I, from: *const u8, groups: usize, to: *
                 let to = to.add(pair * 8 * LANES);
                 isa.store_quads(to, isa.low_nibbles(quads));
                 isa.store_quads(to.add(4 * LANES), isa.high_nibbles(quads));
+            }
+        }
+    }
+}
+
+/// A group of N bytes an output widened: scales in f32, sixteen bits for each code, two neighbouring inputs side by side.
+struct Widened<const N: usize>;
+
+impl<const N: usize> Group for Widened<N> {
+    const INPUTS: usize = N;
+    const BYTES: usize = 4 * LANES + 2 * N * LANES;
+    const CODE: usize = 2;
+    const MINIMA: bool = false;
+    #[inline(always)]
+    unsafe fn scales<I: Isa>(isa: I, group: *const u8) -> (I::V, I::V) {
+        // SAFETY: a group begins with sixteen scales.
+        (unsafe { isa.load(group.cast()) }, isa.splat(0.0))
+    }
+    #[inline(always)]
+    unsafe fn dots<I: Isa, const M: usize>(
+        isa: I,
+        group: *const u8,
+        x: *const i8,
+        stride: usize,
+    ) -> [I::V; M] {
+        let mut sums = [isa.no_sums(); M];
+        // SAFETY: as the caller says.
+        unsafe {
+            let codes = group.add(4 * LANES);
+            for pair in 0..N / 2 {
+                let pairs = isa.load_quads(codes.add(pair * 4 * LANES));
+                for (m, sums) in sums.iter_mut().enumerate() {
+                    let x = isa.splat_quad(x.add(m * stride + pair * 4));
+                    *sums = isa.here(isa.add_pair_products(*sums, pairs, x));
+                }
+            }
+        }
+        let mut dots = [isa.splat(0.0); M];
+        for (dot, sums) in dots.iter_mut().zip(sums) {
+            *dot = isa.byte_sums(sums);
+        }
+        dots
+    }
+}
+
+impl<const N: usize> Expanded for Widened<N> {
+    #[inline(always)]
+    unsafe fn expand<I: Isa, G: Group>(isa: I, from: *const u8, to: *mut u8) {
+        // SAFETY: as the caller says; the codes end a group.
+        unsafe {
+            isa.store(to.cast(), G::scales(isa, from).0);
+            let (from, to) = (from.add(G::BYTES - N * LANES), to.add(4 * LANES));
+            for quad in 0..N / 4 {
+                let quads = isa.load_quads(from.add(quad * 4 * LANES));
+                isa.widen_quads(quads, to.add(quad * 8 * LANES));
             }
         }
     }

@@ -183,6 +183,11 @@ impl Panels {
         }
     }
 
+    /// Whether codes are a byte each, for products in integers.
+    pub(super) fn has_bytes(&self) -> bool {
+        self.layout == Layout::Quads && self.shape.codes == 2 * LANES
+    }
+
     /// Number of panels.
     pub(super) fn count(&self) -> usize {
         self.out_features.div_ceil(LANES)

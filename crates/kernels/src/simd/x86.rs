@@ -177,6 +177,41 @@ macro_rules! quads {
                 self.byte_sums([_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)])
             }
         }
+        #[inline(always)]
+        unsafe fn widen_quads(self, quads: Self::Quads, to: *mut u8) {
+            // SAFETY: AVX2 is there, and the caller gives 128 writable bytes.
+            unsafe {
+                for (half, quads) in quads.into_iter().enumerate() {
+                    // Outputs 0 to 3 and 4 to 7, their first and second pairs in turns.
+                    let low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(quads));
+                    let high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(quads));
+                    let (low, high) = (_mm256_castsi256_ps(low), _mm256_castsi256_ps(high));
+                    let first = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(low, high));
+                    let second = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(low, high));
+                    let to = to.add(32 * half);
+                    _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0xd8>(first));
+                    _mm256_storeu_si256(
+                        to.add(64).cast(),
+                        _mm256_permute4x64_epi64::<0xd8>(second),
+                    );
+                }
+            }
+        }
+        #[inline(always)]
+        fn add_pair_products(
+            self,
+            [a, b]: Self::Sums,
+            w: Self::Quads,
+            x: Self::Quads,
+        ) -> Self::Sums {
+            // SAFETY: a value of this unit exists only where the machine has AVX2.
+            unsafe {
+                [
+                    _mm256_add_epi32(a, _mm256_madd_epi16(w[0], x[0])),
+                    _mm256_add_epi32(b, _mm256_madd_epi16(w[1], x[1])),
+                ]
+            }
+        }
         /// |w| (x sign w): the instruction takes one side without a sign.
         #[inline(always)]
         fn add_byte_products(

@@ -96,7 +96,7 @@ fn product(linear: &Linear, x: &[f32]) -> Vec<f32> {
 /// The same on plain arrays.
 fn portable(format: WeightFormat, bytes: &[u8], out: usize, width: usize, x: &[f32]) -> Vec<f32> {
     let panels = Panels::new(format, Layout::Quads, bytes, out, width);
-    let codes = Codes::of(x, width);
+    let codes = Codes::of(x, width, std::iter::once(&panels));
     let rows = x.len() / width;
     let mut y = vec![0.0; rows * out];
     Product {
@@ -214,7 +214,7 @@ fn no_sum_overflows_with_the_largest_codes() {
             for sign in [1.0, -1.0] {
                 // Of one sign, and alternating: pairs that add up, and pairs that differ.
                 for alternating in [false, true] {
-                    let x: Vec<f32> = (0..9 * width)
+                    let x: Vec<f32> = (0..17 * width)
                         .map(|k| {
                             if alternating && k % 2 == 1 {
                                 -sign
@@ -244,7 +244,7 @@ fn rows_of_any_magnitude_round_to_within_half_a_step_or_show_that_they_are_no_nu
     let linear = Linear::with_int8_activations(format, &bytes, out, width).unwrap();
     for magnitude in [0.0, 1e-38, 1e-31, 1e-20, 1.0, 1e30] {
         let x: Vec<f32> = noise(3, 2 * width).iter().map(|x| x * magnitude).collect();
-        let codes = Codes::of(&x, width);
+        let codes = Codes::of(&x, width, std::iter::empty());
         for (block, x) in x.chunks_exact(BLOCK).enumerate() {
             for (code, x) in codes.codes[block * BLOCK..].iter().zip(x) {
                 let scale = codes.scales[block];
