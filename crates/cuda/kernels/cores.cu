@@ -43,6 +43,38 @@ KERNEL core_up(bf16* c, const float* b, const bf16* arena, const int* slots, con
   if (lane == 0 && column < r2) c[(size_t)row * r2 + column] = to_bf16(slot < 0 ? 0.f : scales[row] * sum);
 }
 
+// c [T, R2] times what the gates of each row's core leave of it. A slot holds, for each site at `offset`, (G + lambda I)⁻¹ G [R1, R1] and
+// behind it 1 - e as an f32, 0 without a gate. doubts [T, 2]: their sum over the sites that the row has passed, and how many. Grid (T).
+KERNEL close_gates(bf16* c, float* doubts, const float* a, const bf16* arena, const int* slots, uint64_t slot_size, uint64_t offset,
+                   unsigned r1, unsigned r2, float threshold, float width) {
+  const unsigned row = blockIdx.x, lane = threadIdx.x & 31u, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+  const int slot = slots[row];
+  if (slot < 0) return;
+  const bf16* known = arena + (size_t)slot * slot_size + offset;
+  const float rest = *(const float*)(known + (size_t)r1 * r1);
+  if (!(rest > 0.f)) return;
+  const float* key = a + (size_t)row * r1;
+  float spanned = 0.f, length = 0.f;
+  for (unsigned i = warp; i < r1; i += warps) {
+    const float own = dot_warp(key, known + (size_t)i * r1, r1);
+    if (lane == 0) {
+      spanned = fmaf(own, key[i], spanned);
+      length = fmaf(key[i], key[i], length);
+    }
+  }
+  spanned = block_sum(spanned);
+  length = block_sum(length);
+  const float leverage = length > 0.f ? spanned / length : 0.f;
+  const float sum = doubts[2 * row] + (1.f - leverage) / rest, sites = doubts[2 * row + 1] + 1.f;
+  const float open = 1.f / (1.f + expf((sum / sites - threshold) / width));
+  for (unsigned i = threadIdx.x; i < r2; i += blockDim.x) c[(size_t)row * r2 + i] = to_bf16(to_float(c[(size_t)row * r2 + i]) * open);
+  __syncthreads();  // all have read the doubts
+  if (threadIdx.x == 0) {
+    doubts[2 * row] = sum;
+    doubts[2 * row + 1] = sites;
+  }
+}
+
 // c [T, R2] = scales [T] a [T, R1] N for dense cores; 0 for rows without a core. Grid (ceil(R2 / warps), T), one warp a column.
 KERNEL core_dense(bf16* c, const float* a, const bf16* arena, const int* slots, const float* scales, uint64_t slot_size,
                   uint64_t offset, unsigned r1, unsigned r2) {

@@ -36,7 +36,7 @@ void run(void** arguments) {
 std::map<std::string, Kernel> kernels = {
 #define K(NAME) {#NAME, {soft::kinds_of(NAME), run<NAME>, 48 << 10}}
     K(rms_norm), K(add_rms_norm), K(norm_residual), K(gather_residual), K(head_norm), K(gather_rows), K(silu_mul), K(add_bias), K(narrow), K(add_scaled), K(add_scaled_masses), K(add_mass), K(rope_append), K(draw),
-    K(core_down), K(core_up), K(core_dense), K(attend_16), K(attend_64), K(attend_128), K(attend_16_one), K(attend_64_one),
+    K(core_down), K(core_up), K(core_dense), K(close_gates), K(attend_16), K(attend_64), K(attend_128), K(attend_16_one), K(attend_64_one),
     K(attend_128_one), K(attend_combine), K(symmetric), K(widen), K(copy_block), K(shift_diagonal), K(factor_block), K(eigen),
     K(emit_low_rank), K(emit_dense), K(dequantise_4), K(dequantise_8), K(multiply_4), K(multiply_4_wide), K(multiply_8),
     K(multiply_8_wide),

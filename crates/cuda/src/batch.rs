@@ -101,6 +101,7 @@ enum Field {
     CacheSlots,
     Slots,
     Scales,
+    Held,
     Wanted,
     Draws,
     Starts,
@@ -160,9 +161,10 @@ impl Batch {
             Field::CacheSlots => 3 * rows,
             Field::Slots => 4 * rows,
             Field::Scales => 5 * rows,
-            Field::Wanted => 6 * rows,
-            Field::Draws => 7 * rows,
-            Field::Starts => (7 + Draw::WORDS) * rows,
+            Field::Held => 6 * rows,
+            Field::Wanted => 7 * rows,
+            Field::Draws => 8 * rows,
+            Field::Starts => (8 + Draw::WORDS) * rows,
             Field::Lengths => self.offset(Field::Starts) + sequences,
             Field::FirstPositions => self.offset(Field::Starts) + 2 * sequences,
             Field::Tiles => self.offset(Field::Starts) + 3 * sequences,
@@ -190,6 +192,8 @@ impl Batch {
         let (cache_slots, slots) = (self.offset(Field::CacheSlots), self.offset(Field::Slots));
         words[cache_slots..cache_slots + capacity.rows].fill(NONE);
         words[slots..slots + capacity.rows].fill(NONE);
+        let held = self.offset(Field::Held);
+        words[held..held + capacity.rows].fill(NONE);
         let (mut row, mut tile, mut wanted) = (0, 0, 0);
         let mut groups = Vec::new();
         let step = ops::queries_of_tile(limits.heads, capacity.splits);
@@ -269,6 +273,7 @@ impl Batch {
                     (Field::Positions, position as u32),
                     (Field::CacheSlots, place as u32),
                     (Field::Slots, gathered),
+                    (Field::Held, span.slot.unwrap_or(NONE)),
                     (Field::Scales, (span.scale * limits.scale).to_bits()),
                 ] {
                     words[self.offset(field) + at] = value;
@@ -340,6 +345,11 @@ impl Batch {
 
     pub(crate) fn slots(&self) -> Result<View<'_, i32>, Error> {
         Ok(self.field(Field::Slots, self.rows)?.as_i32())
+    }
+
+    /// Slots of all rows that have a core, gathered or grouped.
+    pub(crate) fn held(&self) -> Result<View<'_, i32>, Error> {
+        Ok(self.field(Field::Held, self.rows)?.as_i32())
     }
 
     pub(crate) fn scales(&self) -> Result<View<'_, f32>, Error> {

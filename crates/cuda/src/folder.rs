@@ -199,6 +199,7 @@ impl GeneratorShape {
             r2,
             rank,
             scale: (keys.number("fastlora_alpha")? / r2 as f64) as f32,
+            gate: None,
         };
         Ok(shape)
     }

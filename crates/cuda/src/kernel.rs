@@ -54,6 +54,7 @@ kernels! {
     "cores" {
         CoreDown "core_down" "pppplluu",
         CoreUp "core_up" "ppppplluu",
+        CloseGates "close_gates" "ppppplluuff",
         CoreDense "core_dense" "ppppplluu",
     }
     "draw" {

@@ -97,6 +97,8 @@ struct SiteWork {
     b_grouped: Buffer<bf16>,
     /// [rows, R2]
     c: Buffer<bf16>,
+    /// [rows, 2], where cores may have gates.
+    doubts: Option<Buffer<f32>>,
     /// Normed residual, [rows, D].
     n: Buffer<bf16>,
     /// Normed embedding of each row's successor, [rows, D].
@@ -239,6 +241,7 @@ impl Model {
                 r2,
                 rank,
                 places,
+                gate,
                 ..
             }) => Some(SiteWork {
                 a: device.zeros(rows * r1)?,
@@ -246,6 +249,7 @@ impl Model {
                 a_grouped: device.zeros(rows * r1)?,
                 b_grouped: device.zeros(rows * (*rank).max(1))?,
                 c: device.zeros(rows * r2)?,
+                doubts: gate.map(|_| device.zeros(rows * 2)).transpose()?,
                 n: device.zeros(rows * shape.hidden)?,
                 next: device.zeros(rows * shape.hidden)?,
                 keys: places
@@ -293,7 +297,8 @@ impl Model {
             slots: generator
                 .as_ref()
                 .map(|generator| {
-                    Slots::new(device, slots.max(1), generator.core_size(shape.layers))
+                    let sites = generator.sites(shape.layers);
+                    Slots::new(device, slots.max(1), generator.slot_size(sites))
                 })
                 .transpose()?,
             weights,
@@ -453,6 +458,10 @@ impl Model {
                 d,
             )?;
             ops::rms_norm(device, site.next.view(), site.n.view(), None, rows, d, EPS)?;
+        }
+        if let (Some(doubts), true) = (work.site.as_ref().and_then(|s| s.doubts.as_ref()), adapted)
+        {
+            doubts.view().part(0, rows * 2)?.clear(device)?;
         }
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let gain = layer.input_norm.view();

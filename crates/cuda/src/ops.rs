@@ -13,7 +13,7 @@ mod rows;
 pub use attention::{
     Attention, Cache, Heads, Parts, Rotation, Sequences, attend, queries_of_tile, rope_append,
 };
-pub use cores::{SiteCores, apply_cores};
+pub use cores::{SiteCores, SiteGates, apply_cores, close_gates};
 pub use draw::{Draw, draw, seen_words};
 pub use factor::{
     EIGEN_MAX, Emitted, FACTOR_BLOCK, Factors, copy_block, eigen, emit_dense, emit_low_rank,

@@ -2,7 +2,11 @@
 //!
 //! Start at [`Shape`].
 
-use crate::{Error, error::fits, ops::Heads};
+use crate::{
+    Error,
+    error::fits,
+    ops::{Heads, SiteGates},
+};
 
 /// The shape of a decoder (Llama, Mistral, Qwen 2 and 3).
 #[derive(Clone, Debug)]
@@ -165,6 +169,8 @@ pub struct GeneratorShape {
     pub rank: usize,
     /// alpha / R2.
     pub scale: f32,
+    /// Where gates close and over which width, if cores may have some.
+    pub gate: Option<(f32, f32)>,
 }
 
 impl GeneratorShape {
@@ -178,6 +184,7 @@ impl GeneratorShape {
             r2: 1024,
             rank: 128,
             scale: 64.0 / 1024.0,
+            gate: None,
         }
     }
 
@@ -198,6 +205,12 @@ impl GeneratorShape {
             None => layer,
         };
         Some(index * self.places.len())
+    }
+
+    /// Elements of a slot that holds the core of so many sites, and its gates behind it.
+    pub fn slot_size(&self, sites: usize) -> usize {
+        let gate = self.gate.map_or(0, |_| SiteGates::size(self.r1));
+        sites * (self.site_size() + gate)
     }
 
     /// Elements of a core: all sites.

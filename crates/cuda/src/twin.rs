@@ -335,6 +335,47 @@ pub fn apply_cores(
         .collect()
 }
 
+/// c [T, R2] times what gates leave of it, and doubts [T, 2] taken further; gates of slots `[T]` (-1: none): (G + lambda I)⁻¹ G [R1, R1] and
+/// 1 - e of each.
+pub fn close_gates(
+    c: &mut [bf16],
+    doubts: &mut [f32],
+    a: &[f32],
+    gates: &[(Vec<bf16>, f32)],
+    slots: &[i32],
+    (threshold, width): (f32, f32),
+) {
+    let (r1, r2) = (a.len() / slots.len(), c.len() / slots.len());
+    for (row, &slot) in slots.iter().enumerate() {
+        let gate = usize::try_from(slot).ok().and_then(|slot| gates.get(slot));
+        let Some((known, rest)) = gate.filter(|(_, rest)| *rest > 0.0) else {
+            continue;
+        };
+        let key: Vec<f64> = a[row * r1..(row + 1) * r1]
+            .iter()
+            .map(|x| f64::from(*x))
+            .collect();
+        let known_of = |known: &[bf16]| {
+            let products = key.iter().zip(known).map(|(x, y)| x * wide(*y));
+            products.sum::<f64>()
+        };
+        let spanned: f64 = key
+            .iter()
+            .zip(known.chunks_exact(r1))
+            .map(|(x, known)| x * known_of(known))
+            .sum();
+        let length: f64 = key.iter().map(|x| x * x).sum();
+        let leverage = if length > 0.0 { spanned / length } else { 0.0 };
+        let doubt = &mut doubts[2 * row..2 * row + 2];
+        doubt[0] += ((1.0 - leverage) / f64::from(*rest)) as f32;
+        doubt[1] += 1.0;
+        let far = (f64::from(doubt[0] / doubt[1]) - f64::from(threshold)) / f64::from(width);
+        for c in &mut c[row * r2..(row + 1) * r2] {
+            *c = bf16::from_f64(wide(*c) / (1.0 + far.exp()));
+        }
+    }
+}
+
 /// The token that a draw takes of a row of logits `[V]`, and its log-probability; `seen` are the tokens that a penalty is for.
 pub fn draw(logits: &[f32], draw: &Draw, seen: &[u32]) -> (u32, f32) {
     let tamed = |x: f32| {

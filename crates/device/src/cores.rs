@@ -6,7 +6,7 @@
 use std::{cell::Cell, collections::BTreeMap, rc::Rc};
 
 use candle_core::Tensor;
-use cuda::{Error, GeneratorShape, Model, Pinned};
+use cuda::{Error, GeneratorShape, Model, Pinned, ops::SiteGates};
 use engine::Slot;
 use generator::Core;
 use half::bf16;
@@ -213,7 +213,7 @@ impl Cores {
             }
             self.spare.push(memory);
         }
-        let size = self.sites * self.shape.site_size();
+        let size = self.shape.slot_size(self.sites);
         let mut memory = match self.spare.pop() {
             Some(memory) => memory,
             None => model.device().pinned(size)?,
@@ -234,13 +234,14 @@ impl Cores {
     }
 }
 
-/// Lays a core out as the kernels take it: per site Uᵀ [q, R1] and V [R2, q], or Nᵀ [R2, R1].
+/// Lays a core out as the kernels take it: per site Uᵀ [q, R1] and V [R2, q], or Nᵀ [R2, R1]; behind all sites their gates.
 fn pack(shape: &GeneratorShape, sites: usize, core: &Core, out: &mut [bf16]) -> Result<(), Error> {
     let failed = |what: String| Error::Shape { what };
     let GeneratorShape { r1, r2, rank, .. } = *shape;
     let size = shape.site_size();
     out.fill(bf16::ZERO);
-    for (site, out) in (0..sites).zip(out.chunks_exact_mut(size)) {
+    let (of_sites, of_gates) = out.split_at_mut(sites * size);
+    for (site, out) in (0..sites).zip(of_sites.chunks_exact_mut(size)) {
         let foreign = || {
             failed(format!(
                 "the core's site {site} is not of [{r1}, {r2}], rank {rank}"
@@ -259,6 +260,7 @@ fn pack(shape: &GeneratorShape, sites: usize, core: &Core, out: &mut [bf16]) -> 
             let Some(n) = core.matrix(site).map_err(read)? else {
                 continue;
             };
+            pack_gate(shape, core, site, of_gates)?;
             let n = numbers(&n, r1)?; // [R1, R2]
             if n.len() != r1 * r2 {
                 return Err(foreign());
@@ -276,6 +278,7 @@ fn pack(shape: &GeneratorShape, sites: usize, core: &Core, out: &mut [bf16]) -> 
             }
             continue;
         };
+        pack_gate(shape, core, site, of_gates)?;
         let (u, v) = (numbers(u, r1)?, numbers(v, r2)?); // [R1, q'], [R2, q']
         let own = u.len() / r1;
         if own > rank || u.len() != own * r1 || v.len() != own * r2 {
@@ -293,5 +296,36 @@ fn pack(shape: &GeneratorShape, sites: usize, core: &Core, out: &mut [bf16]) -> 
             }
         }
     }
+    Ok(())
+}
+
+/// Lays a site's gate out behind the cores: (G + lambda I)⁻¹ G [R1, R1], then 1 - e in two halves. Nothing where the core has none.
+fn pack_gate(
+    shape: &GeneratorShape,
+    core: &Core,
+    site: usize,
+    of_gates: &mut [bf16],
+) -> Result<(), Error> {
+    let size = SiteGates::size(shape.r1);
+    let out = of_gates.chunks_exact_mut(size).nth(site);
+    let (Some((known, rest)), Some(out)) = (core.gate(site), out) else {
+        return Ok(());
+    };
+    let known = known.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
+    let known = known.map_err(|error| Error::Shape {
+        what: error.to_string(),
+    })?;
+    let (matrix, behind) = out.split_at_mut(shape.r1 * shape.r1);
+    if known.len() != matrix.len() {
+        return Err(Error::Shape {
+            what: format!("the gate of site {site} is not of {}", shape.r1),
+        });
+    }
+    for (out, value) in matrix.iter_mut().zip(known) {
+        *out = bf16::from_f32(value);
+    }
+    let bits = rest.to_bits();
+    behind[0] = bf16::from_bits(bits as u16);
+    behind[1] = bf16::from_bits((bits >> 16) as u16);
     Ok(())
 }

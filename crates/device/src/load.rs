@@ -149,5 +149,6 @@ fn shape_of(generator: &Generator) -> Result<GeneratorShape, Error> {
         r2,
         rank: if dense { 0 } else { rank },
         scale: (config.alpha / r2 as f64) as f32,
+        gate: generator.gate().map(generator::Gate::numbers),
     })
 }

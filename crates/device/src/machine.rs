@@ -16,7 +16,7 @@ use cuda::{
     ops::seen_words, splits_for,
 };
 use engine::{Base, Config, Draw, Machine, Output, Slot, TokenId};
-use generator::{Core, Generator, State};
+use generator::{Core, Gate, Generator, State};
 use lm::Row;
 
 use crate::{Libraries, cores::Cores, load::Files, read_out::Reader, windows::Windows};
@@ -515,6 +515,10 @@ impl Machine for Accelerator {
 
     fn traces(&self) -> bool {
         self.traces
+    }
+
+    fn gate(&self) -> Option<&Gate> {
+        self.generator.as_ref()?.gate()
     }
 
     fn gather(&self, state: &mut State) -> Result<(), generator::Error> {

@@ -160,6 +160,12 @@ impl Core {
         })
     }
 
+    /// Its gate at a site, where it has one: (G + lambda I)⁻¹ G [R1, R1] and 1 - e.
+    pub fn gate(&self, site: usize) -> Option<(&Tensor, f32)> {
+        let gate = self.gates.as_ref()?.site(site)?;
+        Some((&gate.known, gate.rest))
+    }
+
     /// As the kernels take it; `None` where N is zero.
     pub(crate) fn view(&self, site: usize) -> Result<Option<CoreView<'_>>, Error> {
         Ok(match self.site(site)? {

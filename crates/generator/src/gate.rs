@@ -72,6 +72,11 @@ impl Gate {
         })
     }
 
+    /// Threshold and width.
+    pub fn numbers(&self) -> (f32, f32) {
+        (self.threshold, self.width)
+    }
+
     /// blake3 over its numbers.
     pub fn digest(&self) -> [u8; 32] {
         self.digest

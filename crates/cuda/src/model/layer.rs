@@ -8,6 +8,7 @@ use crate::{
     batch::Group,
     ops::{
         self, Attention, Cache, MOST_ROWS, Matrix, Parts, Product, Quantised, Rotation, SiteCores,
+        SiteGates,
     },
     weights::{Layer, Linear, SiteWeights},
 };
@@ -384,6 +385,21 @@ impl Model {
             )?;
             for group in &batch.groups {
                 self.apply_to_group(group, &cores, work)?;
+            }
+            if let (Some((threshold, width)), Some(doubts)) = (generator.gate, &work.doubts) {
+                let first = generator.sites(self.shape.layers) * generator.site_size();
+                let gates = SiteGates {
+                    arena: slots.arena(),
+                    slot_size: slots.size(),
+                    offset: first + site * SiteGates::size(r1),
+                    r1,
+                    r2,
+                    threshold,
+                    width,
+                };
+                let (c, a) = (work.c.view(), work.a.view());
+                let held = batch.held()?;
+                ops::close_gates(&self.device, c, doubts.view(), a, &gates, held, rows)?;
             }
         }
         Ok(())

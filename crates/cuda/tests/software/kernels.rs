@@ -5,7 +5,7 @@ use cuda::{
     Blocks, Device, Kernel,
     ops::{
         self, Attention, Cache, Draw, Heads, Parts, Product, Quantised, Rotation, Sequences,
-        SiteCores,
+        SiteCores, SiteGates,
     },
     twin,
 };
@@ -640,6 +640,62 @@ proptest! {
             }
         });
     }
+}
+
+#[test]
+fn gates_close_rows_as_by_their_twin() {
+    with_device(|device| {
+        let mut random = Random::new(21);
+        let (rows, r1, r2, core) = (4, 40, 24, 32);
+        let slot_size = core + SiteGates::size(r1);
+        let mut arena = vec![bf16::ZERO; 3 * slot_size];
+        // The last slot has no gate.
+        let gates: Vec<(Vec<bf16>, f32)> = [0.7f32, 0.3, 0.0]
+            .into_iter()
+            .map(|rest| (noise(&mut random, r1 * r1, 0.05), rest))
+            .collect();
+        for (slot, (known, rest)) in arena.chunks_exact_mut(slot_size).zip(&gates) {
+            slot[core..core + r1 * r1].copy_from_slice(known);
+            let bits = rest.to_bits();
+            slot[core + r1 * r1] = bf16::from_bits(bits as u16);
+            slot[core + r1 * r1 + 1] = bf16::from_bits((bits >> 16) as u16);
+        }
+        let slots = [1, -1, 2, 0];
+        let a = floats(&mut random, rows * r1, 1.0);
+        let mut c = noise(&mut random, rows * r2, 1.0);
+        let before = c.clone();
+        let mut doubts = vec![0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.3, 2.0];
+        let [arena_at, c_at] = [&arena, &c].map(|values| device.upload(values).unwrap());
+        let [a_at, doubts_at] = [&a, &doubts].map(|values| device.upload(values).unwrap());
+        let slots_at = device.upload(&slots).unwrap();
+        let of_site = SiteGates {
+            arena: arena_at.view(),
+            slot_size,
+            offset: core,
+            r1,
+            r2,
+            threshold: 0.6,
+            width: 0.25,
+        };
+        for _ in 0..2 {
+            ops::close_gates(
+                device,
+                c_at.view(),
+                doubts_at.view(),
+                a_at.view(),
+                &of_site,
+                slots_at.view(),
+                rows,
+            )
+            .unwrap();
+            twin::close_gates(&mut c, &mut doubts, &a, &gates, &slots, (0.6, 0.25));
+        }
+        let got = c_at.read().unwrap();
+        assert!(error(&got, &c) < LAST_BIT);
+        assert!(apart(&doubts_at.read().unwrap(), &doubts) < 1e-5);
+        assert_eq!(got[r2..3 * r2], before[r2..3 * r2], "no core, and no gate");
+        assert!(got[..r2] != before[..r2] && got[3 * r2..] != before[3 * r2..]);
+    });
 }
 
 #[test]

@@ -93,6 +93,7 @@ fn tiny(architecture: &'static str, form: Option<TinyForm>) -> Tiny {
             r2: 8,
             rank,
             scale: scale as f32,
+            gate: None,
         }
     });
     let config = lm.config();

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod draws;
+mod gates;
 mod machine;
 
 use std::{
@@ -177,6 +178,10 @@ impl Rig {
 
     /// Answers of several sessions, decoded in one batch.
     fn ask(&mut self, sessions: &[Option<u64>], tokens: usize) -> Vec<Said> {
+        self.ask_of(sessions, tokens, &Chosen::default())
+    }
+
+    fn ask_of(&mut self, sessions: &[Option<u64>], tokens: usize, chosen: &Chosen) -> Vec<Said> {
         let first = self.next;
         for (i, session) in sessions.iter().enumerate() {
             let command = Command::Generate {
@@ -184,7 +189,7 @@ impl Rig {
                 tenant: TenantId(0),
                 session: session.map(SessionId),
                 adapter_scale: 1.0,
-                chosen: Chosen::default(),
+                chosen: chosen.clone(),
                 prompt: text(40 + i as u32, 5 + i),
                 max_tokens: tokens,
                 sampling: Sampling {
