@@ -325,15 +325,22 @@ impl Trainee {
             let n = match (self.config.read_out, &site.log_ridge) {
                 (ReadOut::Ridge, Some(log_ridge)) => {
                     let g = kernels::gram_sums(&k, &groups)?; // [J, R1, R1]
-                    read_out::ridge(site.id, &s, &g, log_ridge)?
+                    read_out::ridge(site.id, &home(&s)?, &home(&g)?, &home(log_ridge)?)?
                 }
-                (kind, _) => read_out::normalised(kind, site.id, self.config.max_rank, &s)?,
+                (kind, _) => read_out::normalised(kind, site.id, self.config.max_rank, &home(&s)?)?,
             }; // [J, R1, R2]
+            let n = n.to_device(s.device())?.to_dtype(s.dtype())?; // [J, R1, R2]
             let amplitude = site.log_amplitude.exp()?.reshape((1, 1, 1))?;
-            cores.push(n.broadcast_mul(&(amplitude * scale)?)?); // [J, R1, R2]
+            let amplitude = (amplitude * scale)?.to_dtype(s.dtype())?;
+            cores.push(n.broadcast_mul(&amplitude)?); // [J, R1, R2]
         }
         Ok(cores)
     }
+}
+
+/// The numbers as read-outs take them, f32 in host memory. Differentiable.
+fn home(x: &Tensor) -> Result<Tensor, Error> {
+    Ok(x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)
 }
 
 /// A generator in training together with the cores that sequences run with.

@@ -22,6 +22,7 @@ use rayon::prelude::*;
 use crate::{
     floats::{Floats, floats_mut, floats_of, tensor, transpose},
     gemm::{Begin, Left, Out, Product, Right, Shared, Steps, multiply, products, spread},
+    plain::{self, known},
     recorded::recorded3,
     simd::{Isa, Kernel, LANES, exp, lanes, of_lanes, run},
 };
@@ -45,6 +46,9 @@ pub fn kv_append(cache: &Tensor, rows: &Tensor, slots: &[u32]) -> Result<()> {
         .find(|&&slot| slot as usize >= blocks * block_size)
     {
         bail!("slot {slot} of a cache of {} slots", blocks * block_size)
+    }
+    if !known(cache) {
+        return plain::kv_append(cache, rows, slots);
     }
     cache.inplace_op2(
         &rows.contiguous()?,
@@ -140,6 +144,10 @@ pub fn paged_attention(
     if spans.windows(2).any(|pair| pair[1].0 < pair[0].1) {
         bail!("rows of an attention call overlap")
     }
+    if !known(q) {
+        let sizes = plain::Sizes { scale, window };
+        return plain::paged_attention(q, k_cache, v_cache, rows, sizes);
+    }
 
     let (q, k_cache, v_cache) = (
         q.contiguous()?,
@@ -205,6 +213,10 @@ pub fn self_attention(
         .any(|(&end, &(start, _))| start < end)
     {
         bail!("sequences of an attention call overlap")
+    }
+    if !known(q) {
+        let sizes = plain::Sizes { scale, window };
+        return plain::self_attention(q, k, v, &sequences, sizes);
     }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let sizes = Sizes {

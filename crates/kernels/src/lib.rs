@@ -2,7 +2,8 @@
 //!
 //! Every operation is row-independent: the result for a token does not depend on how many other tokens
 //! are in the call, nor on how a sequence was cut into calls, bit for bit. Inputs are f32 tensors on the
-//! CPU; where candle's autograd tracks an input, an operation brings its gradient. Every file has the formula, the meaning as plain loops (`reference`), the fast path, and the
+//! CPU; where candle's autograd tracks an input, an operation brings its gradient. What training asks is answered for other tensors,
+//! too, on a device or of another type, by candle's own operations (`plain`). Every file has the formula, the meaning as plain loops (`reference`), the fast path, and the
 //! checked function that the other rooms call. Start at [`Linear`], the product with frozen weights.
 
 mod attention;
@@ -17,6 +18,7 @@ mod linear;
 mod noise;
 mod norm;
 mod outer;
+mod plain;
 mod recorded;
 mod rope;
 mod score;
@@ -35,5 +37,5 @@ pub use outer::accumulate_outer;
 pub use recorded::{recorded1, recorded2, recorded3};
 pub use rope::rope;
 pub use score::{Scores, Teacher, score};
-pub use sum::add;
+pub use sum::{add, add_bias};
 pub use trained::{apply_trained_cores, gram_sums, linear_trained, outer_sums};

@@ -25,6 +25,7 @@ use crate::{
     WeightFormat,
     floats::{Floats, tensor, transpose},
     gemm::{ROWS, Shared, spread},
+    plain::{self, known},
     recorded::recorded1,
     simd::{LANES, run},
 };
@@ -40,6 +41,8 @@ pub struct Linear {
     panels: Arc<Panels>,
     /// Wᵀ in f32, made when a gradient first comes back through this map.
     turned: Arc<OnceLock<Panels>>,
+    /// W where training asked for it: on a device, or in another type.
+    elsewhere: Arc<OnceLock<Tensor>>,
 }
 
 impl Linear {
@@ -47,6 +50,7 @@ impl Linear {
         Self {
             panels: Arc::new(panels),
             turned: Arc::default(),
+            elsewhere: Arc::default(),
         }
     }
 
@@ -161,6 +165,7 @@ impl Linear {
     /// Writes zeros over the weights, if nobody else holds them. Says whether it did.
     pub fn scrub(&mut self) -> bool {
         self.turned = Arc::default();
+        self.elsewhere = Arc::default();
         let panels = Arc::get_mut(&mut self.panels);
         panels.is_some_and(|panels| {
             panels.bytes.fill(0);
@@ -210,6 +215,13 @@ impl Linear {
             )
         }
         let x = x.contiguous()?; // [T, in]
+        if !known(&x) {
+            let mut ys = Vec::with_capacity(N);
+            for map in maps {
+                ys.push(plain::frozen(&x, &map.beside(&x)?)?); // [T, out]
+            }
+            return ys.try_into().map_err(|_| as_many());
+        }
         let products = forward(maps.map(|map| &*map.panels), &Floats::of(&x)?, t); // [T, out] each
         let mut ys = Vec::with_capacity(N);
         for (map, y) in maps.into_iter().zip(products) {
@@ -220,8 +232,31 @@ impl Linear {
                 tensor(dx, (t, in_features))
             })?);
         }
-        ys.try_into()
-            .map_err(|_| candle_core::Error::msg("as many results as maps"))
+        ys.try_into().map_err(|_| as_many())
+    }
+
+    /// W [out, in] where x is and of its type; made once, and there for good.
+    ///
+    /// Fails where it was made for tensors elsewhere before.
+    pub(crate) fn beside(&self, x: &Tensor) -> Result<Tensor> {
+        let w = match self.elsewhere.get() {
+            Some(w) => w.clone(),
+            None => {
+                let w = self.dequantize()?.to_device(x.device())?;
+                let w = w.to_dtype(x.dtype())?;
+                self.elsewhere.get_or_init(|| w).clone()
+            }
+        };
+        if w.dtype() != x.dtype() || w.device().location() != x.device().location() {
+            bail!(
+                "weights in {:?} at {:?} for rows in {:?} at {:?}",
+                w.dtype(),
+                w.device().location(),
+                x.dtype(),
+                x.device().location()
+            )
+        }
+        Ok(w)
     }
 
     /// dy [T, out] -> dx = dy W [T, in], on weights that are turned and expanded to f32 once.
@@ -271,6 +306,10 @@ impl Linear {
             width,
         )))
     }
+}
+
+fn as_many() -> candle_core::Error {
+    candle_core::Error::msg("as many results as maps")
 }
 
 /// The meaning: y[t, n] = Σ_k x[t, k] W[n, k], fused, k ascending. x [T, in], w [out, in] -> [T, out].

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 
 use crate::{
     floats::{Floats, filled, tensor},
+    plain::{self, known},
     recorded::{recorded1, recorded2},
     simd::{Isa, Kernel, LANES, exp, lanes, of_lanes, run},
 };
@@ -28,6 +29,9 @@ const INLINE: usize = 1 << 15;
 /// Differentiable in x; the gain is frozen.
 pub fn rms_norm(x: &Tensor, gain: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let d = x.dim(candle_core::D::Minus1)?;
+    if !known(x) && gain.is_none_or(|gain| gain.dims() == [d]) {
+        return plain::rms_norm(x, gain, eps);
+    }
     let ones;
     let gain = match gain {
         Some(gain) if gain.dims1()? == d => gain.contiguous()?,
@@ -188,6 +192,9 @@ impl Kernel for NormaliseBack<'_> {
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.shape() != up.shape() {
         bail!("silu_mul of {:?} and {:?}", gate.shape(), up.shape())
+    }
+    if !known(gate) {
+        return plain::silu_mul(gate, up);
     }
     let shape = gate.shape().clone();
     let (gate, up) = (gate.contiguous()?, up.contiguous()?); // [T, F]

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::{
     floats::{Floats, filled, tensor},
+    plain::{self, known},
     recorded::recorded1,
 };
 
@@ -38,6 +39,9 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result
     }
     if let Some(position) = positions.iter().find(|&&position| position as usize >= max) {
         bail!("position {position} is beyond the {max} that the tables hold")
+    }
+    if !known(x) {
+        return plain::rope(x, cos, sin, positions);
     }
     let x = x.contiguous()?; // [T, H, Dh]
     let y = turn(&x, cos, sin, positions)?; // [T, H, Dh]

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use crate::{
     Linear,
     floats::{Floats, tensor},
+    plain::{self, known},
     recorded::recorded1,
     simd::{Isa, Kernel, LANES, exp, lanes, of_lanes, run},
 };
@@ -70,14 +71,14 @@ pub fn score(
         bail!("token {target} of a vocabulary of {vocab}")
     }
     let none = Teacher {
-        hidden: Tensor::zeros((0, d), candle_core::DType::F32, hidden.device())?,
+        hidden: Tensor::zeros((0, d), hidden.dtype(), hidden.device())?,
         at: vec![None; n],
     };
     let teacher = teacher.unwrap_or(&none);
     let (m, teacher_d) = teacher.hidden.dims2()?;
-    let known =
+    let fits =
         |at: &Option<(usize, f32)>| at.is_none_or(|(row, share)| row < m && share.is_finite());
-    if teacher_d != d || teacher.at.len() != n || !teacher.at.iter().all(known) {
+    if teacher_d != d || teacher.at.len() != n || !teacher.at.iter().all(fits) {
         bail!(
             "a teacher of {:?} at {} of {n} positions",
             teacher.hidden.shape(),
@@ -85,6 +86,9 @@ pub fn score(
         )
     }
     let hidden = hidden.contiguous()?; // [N, D]
+    if !known(&hidden) {
+        return plain::score(&head.beside(&hidden)?, &hidden, targets, teacher);
+    }
     let tracked = hidden.track_op();
     let mut rows: Vec<Row> = Vec::with_capacity(n);
     let mut dh = Vec::with_capacity(if tracked { n * d } else { 0 }); // [N, D]

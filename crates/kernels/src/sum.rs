@@ -9,15 +9,22 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::{floats::Floats, recorded::recorded2};
+use crate::{
+    floats::Floats,
+    plain::{self, known},
+    recorded::recorded2,
+};
 
 /// Elements that one thread adds without asking for help: about 30 us of one core.
 const INLINE: usize = 1 << 16;
 
-/// a + b of equal shapes, f32. Differentiable in both.
+/// a + b of equal shapes. Differentiable in both.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape() != b.shape() {
         bail!("a sum of {:?} and {:?}", a.shape(), b.shape())
+    }
+    if !known(a) {
+        return a + b;
     }
     let shape = a.shape().clone();
     let (a, b) = (a.contiguous()?, b.contiguous()?);
@@ -26,6 +33,18 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let of = |x: &Tensor| x.track_op().then(|| dy.clone());
         Ok((of(a), of(b)))
     })
+}
+
+/// y [T, out] + bias `[out]`. Differentiable in y; the bias is frozen.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn add_bias(y: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if known(y) {
+        y.broadcast_add(bias)
+    } else {
+        plain::add_bias(y, bias)
+    }
 }
 
 fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use crate::{
     floats::{Floats, tensor, transpose},
     gemm::{Begin, Product, Right, products},
+    plain::{self, known},
     recorded::{recorded1, recorded2},
 };
 
@@ -41,6 +42,9 @@ pub fn linear_trained(x: &Tensor, w: &Tensor) -> Result<Tensor> {
         bail!("rows of {width} for weights {:?}", w.shape())
     }
     let (x, w) = (x.contiguous()?, w.contiguous()?);
+    if !known(&x) {
+        return plain::linear_trained(&x, &w);
+    }
     let y = product(
         &Floats::of(&x)?,
         Right::Columns(&Floats::of(&w)?),
@@ -123,6 +127,9 @@ pub fn apply_trained_cores(a: &Tensor, n: &Tensor, groups: &[Vec<Range<usize>>])
             bail!("row {row} is in two groups")
         }
     }
+    if !known(a) {
+        return plain::apply_trained_cores(a, n, groups);
+    }
     let (a, n) = (a.contiguous()?, n.contiguous()?);
     let mut c = vec![0.0f32; t * r2]; // [T, R2]
     {
@@ -183,6 +190,9 @@ pub fn outer_sums(k: &Tensor, v: &Tensor, groups: &[Vec<Range<usize>>]) -> Resul
         bail!("outer products of {:?} and {:?}", k.shape(), v.shape())
     }
     check_groups(groups, t)?;
+    if !known(k) {
+        return plain::outer_sums(k, v, groups);
+    }
     let (k, v) = (k.contiguous()?, v.contiguous()?);
     let mut s = Vec::with_capacity(groups.len() * r1 * r2); // [J, R1, R2]
     {
@@ -230,6 +240,9 @@ pub fn outer_sums(k: &Tensor, v: &Tensor, groups: &[Vec<Range<usize>>]) -> Resul
 /// If a row lies outside of k.
 pub fn gram_sums(k: &Tensor, groups: &[Vec<Range<usize>>]) -> Result<Tensor> {
     let (t, r1) = k.dims2()?;
+    if !known(k) {
+        return outer_sums(k, k, groups);
+    }
     let k = k.contiguous()?;
     let g = outer_sums(&k.detach(), &k.detach(), groups)?; // [J, R1, R1]
     let values = Floats::of(&g)?.to_vec();

@@ -452,7 +452,10 @@ impl<'a, 'w> Batch<'a, 'w> {
             return Ok(());
         }
         let count = indices.len();
-        let indices = Tensor::from_vec(indices, count, &Device::Cpu)?;
+        let device = tensors
+            .first()
+            .map_or(&Device::Cpu, |tensor| tensor.device());
+        let indices = Tensor::from_vec(indices, count, device)?;
         for tensor in tensors.iter_mut() {
             **tensor = tensor.index_select(&indices, 0)?;
         }

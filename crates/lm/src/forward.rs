@@ -6,7 +6,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use generator::{BaseShape, Generator, Module, SiteId};
 use kernels::Linear;
 
@@ -32,6 +32,8 @@ pub struct Lm {
     final_norm: Tensor,
     /// [V, D]; the embedding where the two are tied.
     pub(crate) head: Arc<Linear>,
+    /// Where and in which type what is trained on computes, if not where everything else does.
+    pub(crate) training: Option<(Device, DType)>,
     /// Rotary frequencies [Dh/2].
     frequencies: Vec<f64>,
     generator: Option<Generator>,
@@ -117,6 +119,7 @@ impl Lm {
             layers,
             final_norm,
             head,
+            training: None,
             generator: None,
         })
     }
@@ -253,7 +256,7 @@ impl Lm {
         caches: Option<&[LayerCache]>,
         mut trace: Option<&mut Vec<Tensor>>,
     ) -> Result<Option<Tensor>, Error> {
-        let rotation = self.rotation(&batch.positions)?;
+        let rotation = self.rotation(&batch.positions, h.device())?;
         for (index, layer) in self.layers.iter().enumerate() {
             if let Some(trace) = trace.as_deref_mut() {
                 trace.push(h.clone());
@@ -412,7 +415,7 @@ impl Lm {
             ..
         } = projection;
         if let Some(bias) = bias {
-            y = y.broadcast_add(bias)?; // [T, out]
+            y = kernels::add_bias(&y, bias)?; // [T, out]
         }
         if let Some(adapter) = batch.adapter {
             let site = SiteId {
@@ -486,7 +489,7 @@ impl Lm {
 
     /// cos and sin of the tokens' angles. Made for each forward: a table for a long context would take
     /// more memory than the model's activations, and making it costs less than 1 % of a layer.
-    fn rotation(&self, positions: &[u32]) -> Result<Rotation, Error> {
+    fn rotation(&self, positions: &[u32], device: &Device) -> Result<Rotation, Error> {
         let half = self.frequencies.len();
         let (mut cos, mut sin) = (
             Vec::with_capacity(positions.len() * half),
@@ -499,7 +502,7 @@ impl Lm {
                 sin.push(s as f32);
             }
         }
-        let tensor = |values| Tensor::from_vec(values, (positions.len(), half), &Device::Cpu);
+        let tensor = |values| Tensor::from_vec(values, (positions.len(), half), device);
         Ok(Rotation {
             cos: tensor(cos)?,
             sin: tensor(sin)?,

@@ -28,6 +28,16 @@ impl KvCache {
     /// # Errors
     /// [`Error::Cache`] if a size is 0 or the whole is beyond what can be addressed.
     pub fn new(config: &Config, blocks: usize, block_size: usize) -> Result<Self, Error> {
+        Self::of(config, blocks, block_size, &(Device::Cpu, DType::F32))
+    }
+
+    /// The same on a device and in a type.
+    pub(crate) fn of(
+        config: &Config,
+        blocks: usize,
+        block_size: usize,
+        (device, dtype): &(Device, DType),
+    ) -> Result<Self, Error> {
         let refused = |what: &str| Error::Cache {
             what: what.to_owned(),
         };
@@ -55,8 +65,8 @@ impl KvCache {
             config.kv_heads,
             config.head_dim,
         );
-        let k = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
-        let v = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+        let k = Tensor::zeros(shape, *dtype, device)?;
+        let v = Tensor::zeros(shape, *dtype, device)?;
         let layers = (0..config.layers)
             .map(|layer| {
                 Ok(LayerCache {

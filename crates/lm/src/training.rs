@@ -4,13 +4,41 @@
 //! differentiable from the first linear on that an adapter's delta reaches. What was trained answers over a cache again,
 //! whether it is a generator or not. Start at [`Lm::observe`], [`Lm::differentiable`] and [`Lm::adapted`].
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use generator::{Adapter, Seen, SiteId};
 use kernels::Linear;
 
 use crate::{Error, KvCache, Lm, Output, Row, TokenId, batch::Batch};
 
 impl Lm {
+    /// From now on what training asks ([`Lm::observe`], [`Lm::hidden`], [`Lm::differentiable`], [`Lm::residuals`],
+    /// [`Lm::normed_embeddings`], over caches of [`Lm::training_cache`]) computes on `device` with activations and frozen weights of
+    /// `dtype`, by candle's own operations where that is not f32 on the processor. All else stays as it was. The first pass copies
+    /// the weights; another device or type later is refused.
+    pub fn train_on(&mut self, device: Device, dtype: DType) {
+        self.training = Some((device, dtype));
+    }
+
+    /// A cache for context passes and teachers, where these compute.
+    ///
+    /// # Errors
+    /// As [`KvCache::new`].
+    pub fn training_cache(&self, blocks: usize, block_size: usize) -> Result<KvCache, Error> {
+        match &self.training {
+            Some(place) => KvCache::of(self.config(), blocks, block_size, place),
+            None => KvCache::new(self.config(), blocks, block_size),
+        }
+    }
+
+    /// Rows of the embedding where training computes, [T, D].
+    fn embedded(&self, tokens: &[u32]) -> Result<Tensor, Error> {
+        let h = self.embedding.rows(tokens)?; // [T, D]
+        match &self.training {
+            Some((device, dtype)) => Ok(h.to_device(device)?.to_dtype(*dtype)?),
+            None => Ok(h),
+        }
+    }
+
     /// Reads rows and hands out what `sites` see of their tokens, rows in order: x [T, Din] and h [T, D] each. Rows
     /// run with the deltas of `adapter`, or bare. `fill`: the cache gets the keys and values of all layers, so that
     /// rows may come behind; else the pass ends at the last site.
@@ -33,7 +61,7 @@ impl Lm {
         batch.adapter = adapter;
         batch.watch(sites, fill, self.config().layers);
         if !batch.is_empty() {
-            let h = self.embedding.rows(&batch.tokens)?; // [T, D]
+            let h = self.embedded(&batch.tokens)?; // [T, D]
             self.through(h, &mut batch, Some(caches), None)?;
         }
         batch.seen().ok_or(Error::EmptyRow { row: 0 })
@@ -49,7 +77,7 @@ impl Lm {
         if batch.is_empty() {
             return Ok(None);
         }
-        let h = self.embedding.rows(&batch.tokens)?; // [T, D]
+        let h = self.embedded(&batch.tokens)?; // [T, D]
         self.through(h, &mut batch, Some(caches), None)
     }
 
@@ -68,7 +96,7 @@ impl Lm {
         if batch.is_empty() {
             return Ok(None);
         }
-        let h = self.embedding.rows(&batch.tokens)?; // [T, D]
+        let h = self.embedded(&batch.tokens)?; // [T, D]
         self.through(h, &mut batch, None, None)
     }
 
@@ -77,11 +105,11 @@ impl Lm {
     ///
     /// # Errors
     /// What [`Lm::forward`] says of a row, and what the adapter says.
-    pub fn adapted<'a>(
+    pub fn adapted(
         &self,
-        rows: &mut [Row<'a>],
+        rows: &mut [Row<'_>],
         kv: &KvCache,
-        adapter: &'a (dyn Adapter + Sync),
+        adapter: &(dyn Adapter + Sync),
     ) -> Result<Output, Error> {
         kernels::on_pool(|| {
             let caches = kv.layers(self.config())?;
@@ -107,7 +135,7 @@ impl Lm {
         if batch.is_empty() {
             return Ok(None);
         }
-        let h = self.embedding.rows(&batch.tokens)?; // [T, D]
+        let h = self.embedded(&batch.tokens)?; // [T, D]
         self.all_layers(h, &mut batch, None, None)
     }
 
@@ -117,7 +145,7 @@ impl Lm {
     /// [`Error::Tensor`] for a token that the vocabulary does not have.
     pub fn normed_embeddings(&self, tokens: &[TokenId]) -> Result<Tensor, Error> {
         let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
-        Ok(generator::normed_embeddings(&self.embedding.rows(&ids)?)?)
+        Ok(generator::normed_embeddings(&self.embedded(&ids)?)?)
     }
 
     /// The head [V, D], whose input [`Lm::hidden`] and [`Lm::differentiable`] give.

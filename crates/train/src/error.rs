@@ -54,6 +54,14 @@ pub enum Error {
         /// What differs.
         detail: String,
     },
+    /// A device that a run cannot have.
+    #[error("{place}: {detail}")]
+    Device {
+        /// The device.
+        place: String,
+        /// Why not.
+        detail: String,
+    },
     /// A step gave a loss or a gradient that is no number.
     #[error("step {step}: {what} is not finite; its batch is in {batch}")]
     NotFinite {

@@ -10,8 +10,12 @@ use lm::Lm;
 
 use crate::{
     Error,
+    compute::Place,
     recipe::{Layout, Length, Recipe},
 };
+
+/// Operations per second of a GPU, assumed: a tenth of what an H200's data sheet says of bf16. No GPU has run this yet.
+const ASSUMED: f64 = 1e14;
 
 /// What a run will cost.
 #[derive(Clone, Debug)]
@@ -22,6 +26,8 @@ pub(crate) struct Estimate {
     operations: f64,
     memory_bytes: f64,
     step_seconds: f64,
+    /// Whether the time is that of an assumed speed.
+    assumed: bool,
     length: Length,
 }
 
@@ -72,7 +78,12 @@ fn tokens(layout: &Layout, recipe: &Recipe, window: usize) -> Tokens {
 }
 
 impl Estimate {
-    pub(crate) fn of(recipe: &Recipe, lm: &Lm, trainee: &Trainee) -> Result<Self, Error> {
+    pub(crate) fn of(
+        recipe: &Recipe,
+        lm: &Lm,
+        trainee: &Trainee,
+        place: Place,
+    ) -> Result<Self, Error> {
         let config = lm.config();
         let window = recipe.data.window.unwrap_or(trainee.config().window);
         let all: f64 = recipe.layout.iter().map(|layout| layout.chance).sum();
@@ -122,13 +133,27 @@ impl Estimate {
         let parameters = trainee.parameters();
         let floats =
             2.0 * kept + mean.context * seen as f64 + logits + turned + 6.0 * parameters as f64;
-        let speed = speed()?;
+        let plain = place.is_plain(recipe.compute);
+        let mut memory_bytes = 4.0 * floats + lm.parameters() as f64;
+        if plain {
+            // Operation by operation more is kept: activations twice, once of them in f32 for norms and gates, scores of attention
+            // three times; frozen weights once more, as they are multiplied.
+            let pairs =
+                mean.query * recipe.data.query as f64 * (config.heads * config.layers) as f64;
+            let size = recipe.compute.dtype().size_in_bytes() as f64;
+            memory_bytes += (4.0 + size) * kept + 12.0 * pairs + size * lm.parameters() as f64;
+        }
+        let speed = match place {
+            Place::Cpu => speed()?,
+            Place::Cuda(_) => ASSUMED,
+        };
         Ok(Self {
             parameters,
             checkpoint_bytes: 2 * parameters,
             tokens: mean.context + mean.query,
             operations,
-            memory_bytes: 4.0 * floats + lm.parameters() as f64,
+            memory_bytes,
+            assumed: place != Place::Cpu,
             step_seconds: operations / speed * recipe.optimizer.accumulate as f64,
             length: recipe.length,
         })
@@ -180,6 +205,14 @@ impl fmt::Display for Estimate {
             steps,
             seconds / 60.0,
             steps * self.tokens / 1e6
-        )
+        )?;
+        if self.assumed {
+            writeln!(
+                f,
+                "                   at an assumed {:.0} TFLOP/s, measured nowhere",
+                ASSUMED / 1e12
+            )?;
+        }
+        Ok(())
     }
 }

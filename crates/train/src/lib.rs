@@ -6,6 +6,7 @@
 
 mod batch;
 mod checkpoint;
+mod compute;
 mod curves;
 mod data;
 mod error;
@@ -22,6 +23,7 @@ pub mod recipe;
 mod run;
 mod step;
 
+pub use compute::Place;
 pub use error::Error;
 pub use gate::{GateArgs, measure as measure_gate};
 pub use recipe::Recipe;

@@ -35,7 +35,7 @@ impl Master {
 
     fn publish(&self) -> Result<(), Error> {
         let values: Vec<f32> = self.unit.iter().map(|unit| unit * self.scale).collect();
-        let values = Tensor::from_vec(values, self.var.shape(), &Device::Cpu)?;
+        let values = Tensor::from_vec(values, self.var.shape(), self.var.device())?;
         Ok(self.var.set(&values)?)
     }
 }
@@ -48,8 +48,8 @@ pub(crate) struct Masters {
 }
 
 impl Masters {
-    /// The tensors of a generator, with nothing learned yet.
-    pub(crate) fn of(start: &Trainee) -> Result<Self, Error> {
+    /// The tensors of a generator, with nothing learned yet: the variables on a device, masters and moments in host memory.
+    pub(crate) fn of(start: &Trainee, device: &Device) -> Result<Self, Error> {
         // A tensor of zeros has no size of its own: that of the one that it works beside.
         let rms = |tensor: &Tensor| -> Result<f64, Error> {
             let mean = tensor.detach().sqr()?.mean_all()?.to_scalar::<f32>()?;
@@ -70,7 +70,7 @@ impl Masters {
             }
             let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
             let unit: Vec<f32> = values.iter().map(|value| value / scale as f32).collect();
-            let var = Var::from_tensor(&tensor.detach())?;
+            let var = Var::from_tensor(&tensor.detach().to_device(device)?)?;
             let tensor = var.as_tensor().clone();
             all.push(Master {
                 site,
@@ -100,7 +100,7 @@ impl Masters {
             let Some(gradient) = gradients.get(&master.var) else {
                 continue;
             };
-            let gradient = gradient.flatten_all()?;
+            let gradient = gradient.flatten_all()?.to_device(&Device::Cpu)?;
             let values = kernels::Floats::of(&gradient)?;
             let factor = master.scale * share;
             master

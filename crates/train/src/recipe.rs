@@ -39,12 +39,27 @@ pub struct Recipe {
     /// How.
     #[serde(default)]
     pub optimizer: Optimizer,
+    /// What activations and frozen weights are. Masters, moments, sums and losses are f32 either way. On the processor `f32` runs the
+    /// kernels that serve, `bf16` candle's operations, which are slower there; on a device both are candle's.
+    #[serde(default, skip_serializing_if = "Compute::is_f32")]
+    pub compute: Compute,
     /// When the held-out figure is taken.
     #[serde(default)]
     pub validation: Validation,
     /// Minutes between checkpoints to resume from.
     #[serde(default = "save_minutes")]
     pub save_minutes: f64,
+}
+
+/// What activations are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compute {
+    /// f32.
+    #[default]
+    F32,
+    /// bfloat16.
+    Bf16,
 }
 
 fn save_minutes() -> f64 {

@@ -20,6 +20,7 @@ use crate::{
     Error,
     batch::{Batch, Draw, Kind},
     checkpoint::{Standing, export, load_state, save_state, told},
+    compute::Place,
     data::{Format, Pool},
     estimate::Estimate,
     files::write_whole,
@@ -60,6 +61,9 @@ pub struct Args {
     /// Seed, in place of the recipe's
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Where to compute: cpu, cuda or cuda:N (in a program built with the feature `cuda-train`)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Place,
     /// Tell what it would cost, and train nothing
     #[arg(long, conflicts_with = "probe")]
     pub dry_run: bool,
@@ -104,7 +108,7 @@ pub fn run(args: &Args, model: &Path, home: &Path, out: &mut dyn Write) -> Resul
         path: args.recipe.clone(),
         detail,
     })?;
-    let lm = Lm::load(model, LoadOptions::default())?;
+    let mut lm = Lm::load(model, LoadOptions::default())?;
     let text = Text::load(model)?;
     let name = model
         .file_stem()
@@ -140,7 +144,7 @@ pub fn run(args: &Args, model: &Path, home: &Path, out: &mut dyn Write) -> Resul
     };
     if args.dry_run {
         let start = untrained(&recipe, &config, &lm)?;
-        let estimate = Estimate::of(&recipe, &lm, &start)?;
+        let estimate = Estimate::of(&recipe, &lm, &start, args.device)?;
         write!(out, "{estimate}")
             .map_err(|source| Error::io(Path::new("standard output"), source))?;
         return Ok(Ended {
@@ -150,10 +154,15 @@ pub fn run(args: &Args, model: &Path, home: &Path, out: &mut dyn Write) -> Resul
         });
     }
 
+    let device = args.device.open()?;
+    let plain = args.device.is_plain(recipe.compute);
     fs::create_dir_all(&args.out).map_err(|source| Error::io(&args.out, source))?;
     if let Some(batches) = &args.probe {
         let start = untrained(&recipe, &config, &lm)?;
-        let mut masters = Masters::of(&start)?;
+        let mut masters = Masters::of(&start, &device)?;
+        if plain {
+            lm.train_on(device, recipe.compute.dtype());
+        }
         load_state(&args.out, &mut masters)?;
         let model = Model {
             lm: &lm,
@@ -200,7 +209,11 @@ pub fn run(args: &Args, model: &Path, home: &Path, out: &mut dyn Write) -> Resul
         }
         None => new(&recipe, config, &lm, &pool, format.window)?,
     };
-    let masters = Masters::of(&start)?;
+    let masters = Masters::of(&start, &device)?;
+    if plain {
+        // Statistics were taken by the kernels.
+        lm.train_on(device, recipe.compute.dtype());
+    }
     let mut run = Run {
         model: Model {
             lm: &lm,

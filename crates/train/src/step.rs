@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Tensor, backprop::GradStore};
+use candle_core::{DType, Tensor, backprop::GradStore};
 use generator::{Adapted, Seen, SiteId, Trainee};
 use kernels::Teacher;
 use lm::{KvCache, Lm, Row, text::TokenId};
@@ -56,7 +56,7 @@ impl Outcome {
     /// The loss as a number; 0 if nothing was scored.
     pub(crate) fn value(&self) -> Result<f64, Error> {
         Ok(match &self.loss {
-            Some(loss) => f64::from(loss.to_scalar::<f32>()?),
+            Some(loss) => loss.to_dtype(DType::F64)?.to_scalar()?,
             None => 0.0,
         })
     }
@@ -102,7 +102,7 @@ impl Model<'_> {
             .iter()
             .map(|&query| batch.queries[query].tokens.len())
             .sum::<usize>();
-        let kv = KvCache::new(self.lm.config(), (slots + behind).max(1), BLOCK)?;
+        let kv = self.lm.training_cache((slots + behind).max(1), BLOCK)?;
         let from_windows = taught
             .iter()
             .any(|&query| batch.queries[query].kind != Kind::Negative);
@@ -314,7 +314,8 @@ impl Model<'_> {
             term.weight / term.tokens.unwrap_or(count.max(term.at_least))
         };
         let factors: Vec<f32> = kinds.iter().map(|kind| factor(*kind) as f32).collect();
-        let factors = Tensor::from_vec(factors, targets.len(), hidden.device())?; // [N]
+        let factors = Tensor::from_vec(factors, targets.len(), hidden.device())?
+            .to_dtype(scores.loss.dtype())?; // [N]
         Ok(Outcome {
             loss: Some((scores.loss * factors)?.sum_all()?),
             figures,

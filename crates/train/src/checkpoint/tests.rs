@@ -40,7 +40,7 @@ fn trainee(form: Form) -> (tempfile::TempDir, lm::Lm, Trainee) {
 #[test]
 fn a_state_comes_back_bit_for_bit() {
     let (dir, _, start) = trainee(Form::Associative);
-    let mut masters = Masters::of(&start).unwrap();
+    let mut masters = Masters::of(&start, &candle_core::Device::Cpu).unwrap();
     let mut random = Random::new(9);
     for master in &mut masters.all {
         for values in [&mut master.unit, &mut master.first, &mut master.second] {
@@ -50,7 +50,7 @@ fn a_state_comes_back_bit_for_bit() {
         }
     }
     save_state(dir.path(), &standing(), &masters).unwrap();
-    let mut other = Masters::of(&start).unwrap();
+    let mut other = Masters::of(&start, &candle_core::Device::Cpu).unwrap();
     assert_eq!(
         load_state(dir.path(), &mut other).unwrap(),
         Some(standing())
@@ -69,7 +69,7 @@ fn a_state_comes_back_bit_for_bit() {
 #[test]
 fn no_state_is_none_and_a_cut_one_is_damaged() {
     let (dir, _, start) = trainee(Form::Associative);
-    let mut masters = Masters::of(&start).unwrap();
+    let mut masters = Masters::of(&start, &candle_core::Device::Cpu).unwrap();
     assert_eq!(load_state(dir.path(), &mut masters).unwrap(), None);
     save_state(dir.path(), &standing(), &masters).unwrap();
     let path = dir.path().join("state.safetensors");

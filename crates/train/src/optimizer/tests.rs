@@ -23,7 +23,7 @@ pub(crate) fn trainee() -> Trainee {
 #[test]
 fn masters_are_the_tensors_that_they_were_made_of() {
     let start = trainee();
-    let masters = Masters::of(&start).unwrap();
+    let masters = Masters::of(&start, &candle_core::Device::Cpu).unwrap();
     for (site, trained) in start.sites().iter().zip(masters.trainee.sites()) {
         for part in generator::PARTS {
             let (Some(before), Some(after)) = (site.part(part), trained.part(part)) else {
@@ -42,7 +42,7 @@ fn masters_are_the_tensors_that_they_were_made_of() {
 
 #[test]
 fn a_step_is_adamw_on_units_with_a_rate_of_its_own_for_scalars() {
-    let mut masters = Masters::of(&trainee()).unwrap();
+    let mut masters = Masters::of(&trainee(), &candle_core::Device::Cpu).unwrap();
     let recipe = Optimizer {
         lr: 0.02,
         weight_decay: 0.5,

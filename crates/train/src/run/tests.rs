@@ -7,7 +7,7 @@ use serde_json::Value;
 use testkit::{GeneratorSpec, TinySpec, tiny_base, tiny_generator};
 
 use super::{Args, Ended, run};
-use crate::{Error, checkpoint::load_state, optimizer::Masters};
+use crate::{Error, Place, checkpoint::load_state, optimizer::Masters};
 
 const RECIPE: &str = r#"
 start = "generator"
@@ -85,6 +85,7 @@ impl Tiny {
             minutes: None,
             steps: Some(steps),
             seed: None,
+            device: Place::Cpu,
             dry_run: false,
             probe: None,
         }
@@ -102,7 +103,11 @@ impl Tiny {
 
     /// Masters and moments of a run's state.
     fn state(&self, out: &str) -> Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> {
-        let mut masters = Masters::of(&crate::optimizer::tests::trainee()).unwrap();
+        let mut masters = Masters::of(
+            &crate::optimizer::tests::trainee(),
+            &candle_core::Device::Cpu,
+        )
+        .unwrap();
         load_state(&self.path(out), &mut masters).unwrap().unwrap();
         masters
             .all
@@ -121,7 +126,16 @@ impl Tiny {
 
 #[test]
 fn a_run_in_two_parts_is_the_run_at_once_bit_for_bit() {
-    let tiny = Tiny::new(RECIPE);
+    whole_and_in_parts(RECIPE);
+}
+
+#[test]
+fn a_run_in_bf16_in_two_parts_is_the_run_at_once_bit_for_bit() {
+    whole_and_in_parts(&format!("compute = \"bf16\"\n{RECIPE}"));
+}
+
+fn whole_and_in_parts(recipe: &str) {
+    let tiny = Tiny::new(recipe);
     let at_once = tiny.run("once", 6).unwrap();
     tiny.run("parts", 3).unwrap();
     assert_ne!(tiny.state("parts"), tiny.state("once"));
@@ -226,11 +240,30 @@ fn a_loss_that_is_no_number_ends_the_run_and_keeps_batch_and_state() {
     assert!(tiny.path("probed/probe.safetensors").exists());
     assert_eq!(
         tiny.state("out").len(),
-        Masters::of(&crate::optimizer::tests::trainee())
-            .unwrap()
-            .all
-            .len()
+        Masters::of(
+            &crate::optimizer::tests::trainee(),
+            &candle_core::Device::Cpu
+        )
+        .unwrap()
+        .all
+        .len()
     );
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named_before_anything_is_read() {
+    let tiny = Tiny::new(RECIPE);
+    let on_device = |dry_run| Args {
+        device: Place::Cuda(900),
+        dry_run,
+        ..tiny.args("out", 5)
+    };
+    let error = tiny.with(&on_device(false)).unwrap_err();
+    assert!(matches!(error, Error::Device { .. }), "{error}");
+    assert!(!tiny.path("out").exists() && !tiny.path("home").exists());
+    // What it would take there can be told here.
+    let (_, told) = tiny.with(&on_device(true)).unwrap();
+    assert!(told.contains("assumed"), "{told}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A step against the forward that serves, and its gradients against finite differences.
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use generator::{Generator, Strategy as Served, Trainee};
 use lm::{Lm, LoadOptions, Windows, text::TokenId};
 use testkit::{Form, GeneratorSpec, Random, TinySpec, tiny_base, tiny_generator};
@@ -239,6 +239,89 @@ fn gradients_of_a_whole_step_are_differences_of_its_loss() {
                 (slope - size).abs() <= 0.03 * size + 2e-3 * all,
                 "{form:?} {norm:?} {name}: {size} by the gradient, {slope} by differences (all {all})"
             );
+        }
+    }
+}
+
+/// Loss and gradients of a step, by the name of what they are of.
+fn step(
+    lm: &Lm,
+    start: &Trainee,
+    strategy: Strategy,
+) -> (f64, [crate::step::Figures; 4], Vec<(String, Vec<f64>)>) {
+    let mut variables = Vec::new();
+    let trainee = start
+        .map(|site, name, tensor| {
+            let var = Var::from_tensor(tensor)?;
+            let tensor = var.as_tensor().clone();
+            variables.push((format!("{site} {name}"), var));
+            Ok::<_, candle_core::Error>(tensor)
+        })
+        .unwrap();
+    let model = Model {
+        lm,
+        strategy,
+        losses: losses(),
+    };
+    let outcome = model.losses(&trainee, &batch(), true).unwrap();
+    let gradients = outcome.backward().unwrap().unwrap();
+    let gradients = variables
+        .into_iter()
+        .map(|(name, var)| {
+            let gradient = gradients.get(&var).expect(&name);
+            assert_eq!(gradient.dtype(), DType::F32, "{name}");
+            (name, testkit::values(gradient))
+        })
+        .collect();
+    (outcome.value().unwrap(), outcome.figures, gradients)
+}
+
+#[test]
+fn a_step_by_plain_operations_is_the_step_by_the_kernels() {
+    for (form, norm, strategy) in [
+        (Form::Associative, None, Strategy::Parallel),
+        (Form::Associative, None, Strategy::Sequential),
+        (Form::Published, Some("svd"), Strategy::Parallel),
+    ] {
+        // Gradients of scalars are sums that nearly cancel: they are held against the whole, too.
+        for (dtype, loss_tolerance, tolerance, beside) in [
+            (DType::F64, 1e-5, 1e-4, 1e-6),
+            (DType::BF16, 2e-2, 0.2, 0.02),
+        ] {
+            let mut tiny = tiny(&GeneratorSpec {
+                form,
+                norm,
+                modules: vec!["o_proj", "down_proj"],
+                layers: Some(vec![1, 2]),
+                ..GeneratorSpec::default()
+            });
+            let start = Trainee::of(&tiny.generator).unwrap();
+            let (want, figures, want_back) = step(&tiny.lm, &start, strategy);
+            tiny.lm.train_on(Device::Cpu, dtype);
+            let (got, plain_figures, got_back) = step(&tiny.lm, &start, strategy);
+            let apart = (got - want).abs() / want;
+            assert!(
+                apart < loss_tolerance,
+                "{form:?} {dtype:?}: {got} for {want}"
+            );
+            assert!(got.to_bits() != want.to_bits(), "it is another computation");
+            for (want, got) in figures.iter().zip(&plain_figures) {
+                assert_eq!(want.tokens, got.tokens);
+                let apart = (want.ce - got.ce).abs().max((want.kl - got.kl).abs());
+                assert!(apart < loss_tolerance * (1.0 + want.ce), "{want:?} {got:?}");
+            }
+            let norm = |values: &mut dyn Iterator<Item = f64>| {
+                values.map(|value| value * value).sum::<f64>().sqrt()
+            };
+            let all = norm(&mut want_back.iter().flat_map(|(_, want)| want.iter().copied()));
+            for ((name, want), (_, got)) in want_back.iter().zip(&got_back) {
+                let size = norm(&mut want.iter().copied());
+                let apart = norm(&mut want.iter().zip(got).map(|(a, b)| a - b));
+                assert!(
+                    apart <= tolerance * size + beside * all,
+                    "{form:?} {strategy:?} {dtype:?} {name}: {apart} of {size}, all {all}"
+                );
+            }
         }
     }
 }
