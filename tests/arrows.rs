@@ -33,7 +33,16 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ),
     (
         "eval",
-        &["engine", "lm", "generator", "kernels", "relevance", "rows"],
+        &[
+            "engine",
+            "lm",
+            "generator",
+            "kernels",
+            "relevance",
+            "rows",
+            // In its tests alone: an evaluation on a device is held against one on the processor.
+            "device",
+        ],
     ),
     ("train", &["lm", "generator", "kernels", "rows"]),
     // Of the rooms below the engine only lm, and of it only `lm::text`; `client`, `bench`, `train` and `eval` are main.rs's.

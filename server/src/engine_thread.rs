@@ -6,7 +6,7 @@
 mod worker;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Instant,
@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use self::worker::Worker;
 use crate::{
     config::Cuda,
+    machine::on_device,
     metrics::{Metrics, Watch},
     snapshots::{Disk, Gauge, Place},
     states::Account,
@@ -240,7 +241,9 @@ pub async fn start(
         let flag = Flag(flag);
         let loading = match cuda {
             None => Engine::load(&model, generator.as_deref(), settings),
-            Some(cuda) => on_device(&model, generator.as_deref(), settings, cuda),
+            Some(cuda) => Engine::on(settings, |settings| {
+                on_device(&model, generator.as_deref(), settings, &cuda)
+            }),
         };
         let engine = match loading {
             Ok(engine) => engine,
@@ -272,44 +275,6 @@ pub async fn start(
         },
         thread,
     ))
-}
-
-/// An engine whose forwards run on a GPU.
-#[cfg(feature = "cuda")]
-fn on_device(
-    model: &Path,
-    generator: Option<&Path>,
-    settings: engine::Config,
-    cuda: Cuda,
-) -> Result<Engine, engine::Error> {
-    let options = device::Options {
-        libraries: device::Libraries {
-            driver: cuda.driver,
-            cublas: cuda.cublas,
-        },
-        ordinal: cuda.ordinal,
-        slots: cuda.slots,
-        pinned: cuda.pinned,
-        quantised: cuda.quantised,
-        windows: cuda.windows,
-    };
-    Engine::on(settings, |settings| {
-        let machine = device::Accelerator::load(model, generator, settings, &options)?;
-        Ok(Box::new(machine))
-    })
-}
-
-/// The same in a program that has none.
-#[cfg(not(feature = "cuda"))]
-fn on_device(
-    _: &Path,
-    _: Option<&Path>,
-    _: engine::Config,
-    _: Cuda,
-) -> Result<Engine, engine::Error> {
-    Err(engine::Error::Machine {
-        detail: "this program was built without the feature `cuda`".to_owned(),
-    })
 }
 
 /// Starts what keeps snapshots; its answers come through the mailbox, which it does not keep open.

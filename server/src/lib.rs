@@ -9,6 +9,7 @@ pub mod config;
 pub mod edge;
 pub mod engine_thread;
 pub mod grpc;
+pub mod machine;
 pub mod metrics;
 pub mod models;
 pub mod places;

@@ -11,7 +11,12 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
-use server::{Config, Server, config::Flags, models};
+use server::{
+    Config, Server,
+    config::{Device, Flags},
+    machine::on_device,
+    models,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -144,6 +149,9 @@ enum EvalWhat {
         /// What is judged.
         #[command(flatten)]
         model: ModelFlags,
+        /// Where the model runs: `cpu` or `cuda`
+        #[arg(long)]
+        device: Option<String>,
         /// How to judge.
         #[command(flatten)]
         args: Box<eval::run::Args>,
@@ -311,16 +319,24 @@ fn base(model: Option<String>) -> anyhow::Result<(Config, PathBuf)> {
 
 fn evaluate(what: EvalWhat) -> anyhow::Result<ExitCode> {
     let printed = match what {
-        EvalWhat::Run { model, args } => {
+        EvalWhat::Run {
+            model,
+            device,
+            args,
+        } => {
             let config = Config::load(&Flags {
                 model: model.model,
                 generator: model.generator,
                 config: model.config,
+                device,
                 ..Flags::default()
             })?;
             compute_threads(&config)?;
             let files = models::resolve(&config.model, &config.generator, &config.home)?;
-            eval::run::run(&args, &files.model, files.generator.as_deref())?.markdown()
+            let generator = files.generator.as_deref();
+            let load = |settings: &_| on_device(&files.model, generator, settings, &config.cuda);
+            let device = (config.device == Device::Cuda).then_some(&load as eval::run::Loading<'_>);
+            eval::run::run(&args, &files.model, generator, device)?.markdown()
         }
         EvalWhat::Report(args) => eval::page::run(&args)?,
     };

@@ -2,7 +2,8 @@
 //!
 //! Counted from shapes, never measured; a multiplication and an addition are two operations. Start at [`Costs::new`].
 
-use lm::Lm;
+use generator::Generator;
+use lm::Config;
 
 /// Operations of one model's parts.
 #[derive(Clone, Copy, Debug)]
@@ -39,9 +40,8 @@ fn float(size: usize) -> f64 {
 
 impl Costs {
     /// Of a model with its generator.
-    pub(crate) fn new(lm: &Lm) -> Self {
-        let config = lm.config();
-        let shape = lm.shape();
+    pub(crate) fn new(config: &Config, generator: Option<&Generator>) -> Self {
+        let shape = config.base_shape();
         let (d, f) = (float(config.hidden), float(config.intermediate));
         let (q, kv) = (float(shape.query), float(shape.key_value));
         let mut costs = Self {
@@ -58,7 +58,7 @@ impl Costs {
             adapted_layers: 0.0,
             kv: 2 * shape.key_value * config.layers,
         };
-        let Some(generator) = lm.generator() else {
+        let Some(generator) = generator else {
             return costs;
         };
         let rank = generator.config().export_rank();

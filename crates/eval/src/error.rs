@@ -51,6 +51,17 @@ pub enum Error {
         /// Documents of the context.
         documents: usize,
     },
+    /// Something that runs on the processor alone, or that the device has no room for.
+    #[error("{what} does not run on this device: {detail}")]
+    Device {
+        /// What was asked for.
+        what: String,
+        /// Why not, or how else.
+        detail: String,
+    },
+    /// A machine that forwards run on cannot be had, or is broken.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
     /// The model cannot be loaded, or a forward failed.
     #[error(transparent)]
     Lm(#[from] lm::Error),

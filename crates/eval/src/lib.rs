@@ -13,14 +13,17 @@ mod method;
 pub mod metrics;
 mod model;
 pub mod page;
+
 mod plot;
 mod prompt;
 mod random;
 pub mod report;
 pub mod run;
+mod seat;
 mod tasks;
 
 pub use error::Error;
 pub use method::Method;
 pub use prompt::Form;
+pub use seat::settings;
 pub use tasks::Task;

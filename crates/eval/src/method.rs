@@ -130,6 +130,11 @@ impl Method {
         self.imprint().is_some() || matches!(self, Self::InContextTruncated | Self::Lora)
     }
 
+    /// Whether it follows gradients.
+    pub(crate) fn trains(self) -> bool {
+        self == Self::Lora
+    }
+
     /// Whether it takes so long that it has to be asked for.
     pub(crate) fn on_demand(self) -> bool {
         self == Self::Lora

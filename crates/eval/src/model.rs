@@ -1,7 +1,7 @@
 //! The frozen model, asked: cores of contexts, likelihoods of answers, greedy answers.
 //!
-//! The forward that serves (`lm`), in batches over cases; a prompt's beginning that several questions share is read once. Knows no
-//! task and no method. Start at [`Model::hear`].
+//! The forward that serves, in batches over cases; a prompt's beginning that several questions share is read once. Knows no task, no
+//! method, and not where the forwards run (`seat`). Start at [`Model::hear`].
 
 use std::{
     collections::HashSet,
@@ -10,16 +10,16 @@ use std::{
 };
 
 use generator::{Adapter, Core, Generator, State, Strategy, Trace};
-use lm::{KvCache, Lm, Row, TokenId, Windows, text::Text};
+use lm::{Lm, Row, TokenId, text::Text};
 
 use relevance::Spoken;
 
-use crate::{Error, prompt::Document};
+use crate::{
+    Error,
+    prompt::Document,
+    seat::{BLOCK, STEP, Seat},
+};
 
-/// Tokens of a KV block.
-const BLOCK: usize = 16;
-/// Tokens of one forward.
-const STEP: usize = 1024;
 /// Rows of logits of one forward: V floats each.
 const ROWS: usize = 160;
 /// Tokens whose keys and values are held at once, unless one group needs more.
@@ -29,13 +29,11 @@ const SKIPPED: usize = 4;
 
 /// A model with what it takes to talk to it.
 pub(crate) struct Model<'a> {
-    pub(crate) lm: &'a Lm,
+    seat: Seat<'a>,
     text: &'a Text,
     /// Tokens whose text has a line's end in it.
     breaks: HashSet<TokenId>,
     eos: Vec<TokenId>,
-    /// What it runs with in place of imprints.
-    adapter: Option<&'a (dyn Adapter + Sync)>,
 }
 
 /// Questions that share the beginning of their prompt, and the imprint that the model runs with.
@@ -106,7 +104,7 @@ struct Sequence<'a> {
 
 impl<'a> Model<'a> {
     /// Gets ready to ask.
-    pub(crate) fn new(lm: &'a Lm, text: &'a Text) -> Result<Self, Error> {
+    pub(crate) fn new(seat: Seat<'a>, text: &'a Text) -> Result<Self, Error> {
         let vocab = u32::try_from(text.vocab_size()).unwrap_or(u32::MAX);
         let mut breaks = HashSet::new();
         for token in (0..vocab).map(TokenId) {
@@ -115,23 +113,33 @@ impl<'a> Model<'a> {
             }
         }
         Ok(Self {
-            eos: lm.config().eos.clone(),
-            lm,
+            eos: seat.base().config.eos.clone(),
+            seat,
             text,
             breaks,
-            adapter: None,
         })
     }
 
-    /// The same model with the deltas of `adapter`, in place of imprints.
-    pub(crate) fn with<'b>(&'b self, adapter: &'b (dyn Adapter + Sync)) -> Model<'b> {
-        Model {
-            lm: self.lm,
+    /// The same model on the processor with the deltas of `adapter`, in place of imprints.
+    pub(crate) fn with<'b>(
+        &self,
+        lm: &'b Lm,
+        adapter: &'b (dyn Adapter + Sync),
+    ) -> Result<Model<'b>, Error>
+    where
+        'a: 'b,
+    {
+        Ok(Model {
+            seat: Seat::processor(lm, Some(adapter))?,
             text: self.text,
             breaks: self.breaks.clone(),
             eos: self.eos.clone(),
-            adapter: Some(adapter),
-        }
+        })
+    }
+
+    /// Where it runs.
+    pub(crate) fn seat(&self) -> &Seat<'a> {
+        &self.seat
     }
 
     /// The text of generated tokens. An embedding may have rows that the tokenizer has no token for: they have no text.
@@ -142,28 +150,24 @@ impl<'a> Model<'a> {
     }
 
     fn generator(&self) -> Result<&Generator, Error> {
-        let generator = self.lm.generator();
+        let generator = self.seat.generator();
         Ok(generator.ok_or(lm::Error::NoGenerator { row: 0 })?)
     }
 
     /// The sums of documents, each in windows of its own (the generator's own window and strategy).
     pub(crate) fn states(
-        &self,
+        &mut self,
         context: &[&Document],
         bos: &[TokenId],
     ) -> Result<Vec<(State, Trace)>, Error> {
-        let config = self.generator()?.config();
-        let (strategy, window) = (config.strategy, config.window);
-        if strategy == Strategy::Sequential && context.len() > 1 {
+        if self.generator()?.config().strategy == Strategy::Sequential && context.len() > 1 {
             return Err(Error::Strategy {
                 documents: context.len(),
             });
         }
         let state = |document: &&Document| {
             let tokens: Vec<TokenId> = bos.iter().chain(&document.tokens).copied().collect();
-            Ok(self
-                .lm
-                .encode_traced(&tokens, strategy, Windows::Fixed(window))?)
+            self.seat.read(&tokens)
         };
         context.iter().map(state).collect()
     }
@@ -191,7 +195,7 @@ impl<'a> Model<'a> {
 
     /// The core of sums added up.
     pub(crate) fn core<'s>(&self, states: impl Iterator<Item = &'s State>) -> Result<Core, Error> {
-        Ok(self.generator()?.read_out(&self.total(states)?)?)
+        self.seat.read_out(&self.total(states)?)
     }
 
     /// The same core with gates; none if the generator has none.
@@ -199,7 +203,14 @@ impl<'a> Model<'a> {
         &self,
         states: impl Iterator<Item = &'s State>,
     ) -> Result<Option<Core>, Error> {
-        let core = self.generator()?.read_out_gated(&self.total(states)?)?;
+        let generator = self.generator()?;
+        if generator.gate().is_some() && !self.seat.gates() {
+            return Err(Error::Device {
+                what: "the gate for text that goes on".to_owned(),
+                detail: "--whole asks without it".to_owned(),
+            });
+        }
+        let core = generator.read_out_gated(&self.total(states)?)?;
         Ok(core.is_gated().then_some(core))
     }
 
@@ -215,11 +226,15 @@ impl<'a> Model<'a> {
     pub(crate) fn room(&self, answer: usize, options: &[Vec<TokenId>], max_tokens: usize) -> usize {
         let longest = options.iter().map(Vec::len).max().unwrap_or(0);
         let behind = longest.max(answer).max(max_tokens + SKIPPED);
-        self.lm.config().context_length.saturating_sub(behind)
+        self.seat
+            .base()
+            .config
+            .context_length
+            .saturating_sub(behind)
     }
 
     /// Asks all questions of all groups.
-    pub(crate) fn hear(&self, groups: &[Group<'_>]) -> Result<Vec<Answers>, Error> {
+    pub(crate) fn hear(&mut self, groups: &[Group<'_>]) -> Result<Vec<Answers>, Error> {
         let mut answers = Vec::with_capacity(groups.len());
         let mut rest = groups;
         while !rest.is_empty() {
@@ -230,13 +245,15 @@ impl<'a> Model<'a> {
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (now, later) = rest.split_at(count);
-            answers.extend(self.hear_at_once(now)?);
+            let heard = self.hear_at_once(now);
+            self.seat.let_go()?;
+            answers.extend(heard?);
             rest = later;
         }
         Ok(answers)
     }
 
-    fn hear_at_once(&self, groups: &[Group<'_>]) -> Result<Vec<Answers>, Error> {
+    fn hear_at_once(&mut self, groups: &[Group<'_>]) -> Result<Vec<Answers>, Error> {
         let mut next = 0_u32;
         let mut take = |count: usize| -> Vec<u32> {
             let first = next;
@@ -256,7 +273,7 @@ impl<'a> Model<'a> {
                 tables.push(table);
             }
         }
-        let kv = KvCache::new(self.lm.config(), (next as usize).max(1), BLOCK)?;
+        self.seat.reserve(next as usize)?;
 
         let mut beginnings: Vec<Sequence<'_>> = groups
             .iter()
@@ -272,7 +289,7 @@ impl<'a> Model<'a> {
                 time: Duration::ZERO,
             })
             .collect();
-        self.feed(&kv, &mut beginnings, |_, _, _| {})?;
+        self.feed(&mut beginnings, |_, _, _| {})?;
 
         let asks: Vec<(&Group<'_>, &Ask<'_>)> = groups
             .iter()
@@ -303,7 +320,7 @@ impl<'a> Model<'a> {
                 time: Duration::ZERO,
             });
         }
-        self.feed(&kv, &mut scored, |index, place, logits| {
+        self.feed(&mut scored, |index, place, logits| {
             let (_, ask) = asks[index];
             if place == 0 {
                 first[index] = likeliest(logits);
@@ -329,8 +346,8 @@ impl<'a> Model<'a> {
             heard.time = sequence.time;
         }
 
-        self.choose(&kv, &asks, &tables, &prompts, &mut heard)?;
-        self.generate(&kv, &asks, &tables, &prompts, first, &mut heard)?;
+        self.choose(&asks, &tables, &prompts, &mut heard)?;
+        self.generate(&asks, &tables, &prompts, first, &mut heard)?;
 
         let mut heard = heard.into_iter();
         Ok(groups
@@ -345,8 +362,7 @@ impl<'a> Model<'a> {
 
     /// Scores the options, the first of each question side by side, then the second, and so on: they share their place.
     fn choose(
-        &self,
-        kv: &KvCache,
+        &mut self,
         asks: &[(&Group<'_>, &Ask<'_>)],
         tables: &[Vec<u32>],
         prompts: &[usize],
@@ -375,7 +391,7 @@ impl<'a> Model<'a> {
                 });
             }
             let mut sums = vec![0.0; who.len()];
-            self.feed(kv, &mut sequences, |index, place, logits| {
+            self.feed(&mut sequences, |index, place, logits| {
                 let option = &asks[who[index]].1.options[number];
                 if let Some(&token) = option.get(place) {
                     sums[index] += logprob(logits, token, log_sum_exp(logits));
@@ -392,8 +408,7 @@ impl<'a> Model<'a> {
 
     /// Greedy answers: lines' ends in front are skipped, then the first one ends the answer, as does an end of text.
     fn generate(
-        &self,
-        kv: &KvCache,
+        &mut self,
         asks: &[(&Group<'_>, &Ask<'_>)],
         tables: &[Vec<u32>],
         prompts: &[usize],
@@ -436,7 +451,7 @@ impl<'a> Model<'a> {
                     time: Duration::ZERO,
                 })
                 .collect();
-            self.feed(kv, &mut sequences, |row, _, logits| {
+            self.feed(&mut sequences, |row, _, logits| {
                 next[open[row]] = likeliest(logits);
             })?;
             for (&index, sequence) in open.iter().zip(&sequences) {
@@ -449,8 +464,7 @@ impl<'a> Model<'a> {
     /// Feeds all sequences to the end, in forwards of bounded size. `sink` gets the index of the sequence, which of its wanted rows
     /// it is, and the logits `[V]`. A forward's time is shared by its tokens.
     fn feed(
-        &self,
-        kv: &KvCache,
+        &mut self,
         sequences: &mut [Sequence<'_>],
         mut sink: impl FnMut(usize, usize, &[f32]),
     ) -> Result<(), Error> {
@@ -495,21 +509,15 @@ impl<'a> Model<'a> {
                 })
                 .collect();
             let start = Instant::now();
-            let output = match self.adapter {
-                Some(adapter) => self.lm.adapted(&mut rows, kv, adapter)?,
-                None => self.lm.forward(&mut rows, kv)?,
-            };
+            let all = self.seat.forward(&mut rows)?; // [wanted V]
             let time = start.elapsed();
-            if let Some(all) = output.logits {
-                let (_, vocab) = all.dims2()?; // [wanted, V]
-                let all = all.flatten_all()?.to_vec1::<f32>()?;
-                let mut all = all.chunks_exact(vocab);
-                for &(index, count, rows) in &taken {
-                    let sequence = &sequences[index];
-                    let before = (sequence.fed + count - rows).saturating_sub(sequence.wanted);
-                    for (place, row) in all.by_ref().take(rows).enumerate() {
-                        sink(index, before + place, row);
-                    }
+            let vocab = self.seat.base().config.vocab;
+            let mut all = all.chunks_exact(vocab.max(1));
+            for &(index, count, rows) in &taken {
+                let sequence = &sequences[index];
+                let before = (sequence.fed + count - rows).saturating_sub(sequence.wanted);
+                for (place, row) in all.by_ref().take(rows).enumerate() {
+                    sink(index, before + place, row);
                 }
             }
             for (index, count, _) in taken {

@@ -80,6 +80,9 @@ fn page(reports: &[Report]) -> String {
             about.model_digest,
             about.generator_digest.as_deref().unwrap_or("none"),
         );
+        if let Some(device) = &about.device {
+            let _ = write!(html, " · on {}", escape(device));
+        }
         if about.malformed > 0 {
             let _ = write!(html, " · {} malformed rows skipped", about.malformed);
         }

@@ -4,8 +4,9 @@
 //! a chat and on their way into an imprint. Start at [`Prompts`].
 
 use clap::ValueEnum;
+use generator::Generator;
 use lm::{
-    Lm, TokenId,
+    TokenId,
     text::{Message, Text},
 };
 use relevance::Asked;
@@ -55,8 +56,8 @@ pub(crate) struct Prompts<'a> {
 
 impl<'a> Prompts<'a> {
     /// For a model, with the conventions of its generator if it has one.
-    pub(crate) fn new(text: &'a Text, lm: &Lm, form: Form) -> Self {
-        let config = lm.generator().map(generator::Generator::config);
+    pub(crate) fn new(text: &'a Text, generator: Option<&Generator>, form: Form) -> Self {
+        let config = generator.map(Generator::config);
         let bos = config
             .and_then(|config| config.bos)
             .unwrap_or_else(|| text.adds_bos());

@@ -41,6 +41,9 @@ pub struct About {
     pub generator_digest: Option<String>,
     /// Tokens that fit the model's window.
     pub context_length: usize,
+    /// The device that forwards ran on, in bf16; none: the processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Methods that this task or model cannot have.
     pub skipped: Vec<Method>,
     /// What method `lora` was tuned to, for each point of the series; empty where it was not run.

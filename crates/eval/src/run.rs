@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use engine::Machine;
 use generator::Core;
 use indicatif::{ProgressBar, ProgressStyle};
 use lm::{Activations, Lm, LoadOptions, TokenId, text::Text};
@@ -27,6 +28,7 @@ use crate::{
     model::{Answers, Ask, Group, Model},
     prompt::{Document, Prompts},
     report::{About, Answer, Context, Example, Report, Tuned},
+    seat::{Seat, settings},
     tasks::{self, Case, LaidOut, Question, Wanted},
 };
 
@@ -113,11 +115,22 @@ fn length(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("it is more than {LONGEST}"))
 }
 
-/// Evaluates a model with its generator.
+/// Loads a model with its generator on a device, by the settings that an evaluation needs.
+pub type Loading<'a> = &'a dyn Fn(&engine::Config) -> Result<Box<dyn Machine>, engine::Error>;
+
+/// Tokens of a device's cache of keys and values, unless somebody says how many.
+pub const CACHE_TOKENS: usize = 1 << 16;
+
+/// Evaluates a model with its generator, on the processor or on `device`.
 ///
 /// # Errors
-/// Options, rows, model or generator that cannot work, or a report that cannot be written.
-pub fn run(args: &Args, model: &Path, generator: Option<&Path>) -> Result<Report, Error> {
+/// Options, rows, model or generator that cannot work, a method that the device does not have, or a report that cannot be written.
+pub fn run(
+    args: &Args,
+    model: &Path,
+    generator: Option<&Path>,
+    device: Option<Loading<'_>>,
+) -> Result<Report, Error> {
     if !(0.0..=1.0).contains(&args.max_malformed) {
         return Err(Error::Option {
             option: "--max-malformed",
@@ -140,16 +153,24 @@ pub fn run(args: &Args, model: &Path, generator: Option<&Path>) -> Result<Report
         )),
         None => None,
     };
-    let options = LoadOptions {
-        activations: args.activations,
-        ..LoadOptions::default()
-    };
-    let mut lm = Lm::load(model, options)?;
-    if let Some(generator) = generator {
-        lm.attach_generator(generator)?;
-    }
     let text = Text::load(model)?;
-    let report = evaluate(args, &lm, &text)?;
+    let report = match device {
+        Some(load) => {
+            let settings = settings(CACHE_TOKENS);
+            evaluate_on(args, load(&settings)?, &settings, &text)?
+        }
+        None => {
+            let options = LoadOptions {
+                activations: args.activations,
+                ..LoadOptions::default()
+            };
+            let mut lm = Lm::load(model, options)?;
+            if let Some(generator) = generator {
+                lm.attach_generator(generator)?;
+            }
+            evaluate(args, &lm, &text)?
+        }
+    };
     if let Some((path, file)) = json {
         let mut file = BufWriter::new(file);
         serde_json::to_writer(&mut file, &report)
@@ -160,12 +181,29 @@ pub fn run(args: &Args, model: &Path, generator: Option<&Path>) -> Result<Report
     Ok(report)
 }
 
-/// The same with a model that is loaded.
+/// The same with a model that is loaded, on the processor.
 ///
 /// # Errors
 /// As [`run`].
 pub fn evaluate(args: &Args, lm: &Lm, text: &Text) -> Result<Report, Error> {
-    let prompts = Prompts::new(text, lm, args.form);
+    judge(args, Seat::processor(lm, None)?, text)
+}
+
+/// The same on a device that was loaded with `settings`.
+///
+/// # Errors
+/// As [`run`].
+pub fn evaluate_on(
+    args: &Args,
+    machine: Box<dyn Machine>,
+    settings: &engine::Config,
+    text: &Text,
+) -> Result<Report, Error> {
+    judge(args, Seat::device(machine, settings), text)
+}
+
+fn judge(args: &Args, seat: Seat<'_>, text: &Text) -> Result<Report, Error> {
+    let prompts = Prompts::new(text, seat.generator(), args.form);
     let wanted = Wanted {
         limit: args.limit as usize,
         seed: args.seed,
@@ -182,10 +220,16 @@ pub fn evaluate(args: &Args, lm: &Lm, text: &Text) -> Result<Report, Error> {
         malformed,
         digest,
     } = tasks::lay_out(args.task, args.data.as_deref(), &wanted, &prompts)?;
-    let (methods, skipped) = methods(&args.methods, lm, &cases)?;
+    let (methods, skipped) = methods(&args.methods, &seat, &cases)?;
+    let base = seat.base().clone();
+    let generator_digest = seat
+        .generator()
+        .map(|generator| generator.digest().to_owned());
+    let device = seat.lm().is_none().then(|| "cuda".to_owned());
     let mut judge = Judge {
-        model: Model::new(lm, text)?,
-        costs: Costs::new(lm),
+        costs: Costs::new(&base.config, seat.generator()),
+        lm: seat.lm(),
+        model: Model::new(seat, text)?,
         prompts: &prompts,
         methods: &methods,
         whole: args.whole,
@@ -221,11 +265,10 @@ pub fn evaluate(args: &Args, lm: &Lm, text: &Text) -> Result<Report, Error> {
             .map(|name| name.to_string_lossy().into_owned()),
         data_digest: digest,
         malformed,
-        model_digest: lm.digest().to_owned(),
-        generator_digest: lm
-            .generator()
-            .map(|generator| generator.digest().to_owned()),
-        context_length: lm.config().context_length,
+        model_digest: base.digest,
+        generator_digest,
+        context_length: base.config.context_length,
+        device,
         skipped,
         lora: judge.tuned,
     };
@@ -233,14 +276,18 @@ pub fn evaluate(args: &Args, lm: &Lm, text: &Text) -> Result<Report, Error> {
 }
 
 /// The methods that are run, and those of all that the task cannot have.
-fn methods(asked: &[Method], lm: &Lm, cases: &[Case]) -> Result<(Vec<Method>, Vec<Method>), Error> {
+fn methods(
+    asked: &[Method],
+    seat: &Seat<'_>,
+    cases: &[Case],
+) -> Result<(Vec<Method>, Vec<Method>), Error> {
     let styled = cases.iter().any(|case| case.styled.is_some());
     let looked_up = cases.iter().any(|case| {
         case.questions
             .iter()
             .any(|question| question.query.is_some())
     });
-    let generator = lm.generator().is_some();
+    let generator = seat.generator().is_some();
     let has = |method: &Method| {
         (!method.styled() || styled)
             && (method.prompted() != Prompted::Passage || looked_up)
@@ -250,6 +297,14 @@ fn methods(asked: &[Method], lm: &Lm, cases: &[Case]) -> Result<(Vec<Method>, Ve
     if !generator && let Some(method) = asked.iter().find(lacks) {
         return Err(Error::NoGenerator {
             method: method.name(),
+        });
+    }
+    if seat.lm().is_none()
+        && let Some(method) = asked.iter().find(|method| method.trains())
+    {
+        return Err(Error::Device {
+            what: format!("method {}", method.name()),
+            detail: "it follows gradients, on the processor alone".to_owned(),
         });
     }
     let wanted: Vec<Method> = Method::ALL
@@ -389,6 +444,8 @@ type Bare = BTreeMap<(usize, usize), Vec<Vec<f32>>>;
 /// Asks and judges.
 struct Judge<'a> {
     model: Model<'a>,
+    /// The model as `lora` follows its gradients; a device has none.
+    lm: Option<&'a Lm>,
     costs: Costs,
     prompts: &'a Prompts<'a>,
     methods: &'a [Method],
@@ -400,7 +457,7 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     /// All methods on all questions of a chunk; `first` is the number of its first case.
-    fn chunk(&self, cases: &[Case], first: usize) -> Result<Vec<Example>, Error> {
+    fn chunk(&mut self, cases: &[Case], first: usize) -> Result<Vec<Example>, Error> {
         let contexts: Vec<_> = cases.iter().map(|case| case.context.clone()).collect();
         let foreign: Vec<_> = (0..cases.len())
             .map(|index| tasks::foreign(index, &contexts))
@@ -546,7 +603,11 @@ impl Judge<'_> {
 
     /// Each case's own context as an imprint, with what it is to its own questions and to those that it is foreign to; none
     /// without a method that needs one.
-    fn imprints(&self, cases: &[Case], foreign: &[Option<usize>]) -> Result<Vec<Imprint>, Error> {
+    fn imprints(
+        &mut self,
+        cases: &[Case],
+        foreign: &[Option<usize>],
+    ) -> Result<Vec<Imprint>, Error> {
         let needs = |whose| {
             self.methods
                 .iter()
@@ -705,7 +766,7 @@ impl Judge<'_> {
     fn imprint_cost(&self, case: &Case) -> f64 {
         let window = self
             .model
-            .lm
+            .seat()
             .generator()
             .map_or(usize::MAX, |generator| generator.config().window.max(1));
         let windows = case.context.iter().flat_map(|document| {

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     cost::Costs,
     model::{Ask, Group, Heard, Model},
+    seat::Seat,
 };
 
 /// A tiny model with sites in these layers (none: in all).
@@ -44,7 +45,7 @@ fn training<'a>(lm: &'a Lm, context: &[&Document]) -> Training<'a> {
 }
 
 /// What a model makes of the rest of a document behind its first token.
-fn heard(model: &Model<'_>, document: &Document) -> Heard {
+fn heard(model: &mut Model<'_>, document: &Document) -> Heard {
     let group = Group {
         core: None,
         scale: 1.0,
@@ -67,10 +68,10 @@ fn an_adapter_that_took_no_step_is_the_bare_model_to_the_bit() {
     let (lm, text) = tiny(None);
     let document = document(30, 2);
     let lora = training(&lm, &[&document]).lora().unwrap();
-    let model = Model::new(&lm, &text).unwrap();
+    let mut model = Model::new(Seat::processor(&lm, None).unwrap(), &text).unwrap();
     let (bare, adapted) = (
-        heard(&model, &document),
-        heard(&model.with(&lora), &document),
+        heard(&mut model, &document),
+        heard(&mut model.with(&lm, &lora).unwrap(), &document),
     );
     assert_eq!(bare.kept, adapted.kept);
     assert_eq!(bare.logprobs, adapted.logprobs);
@@ -84,11 +85,11 @@ fn steps_lower_the_loss_on_the_context_and_what_was_trained_is_what_answers() {
     // One window, and the token behind it.
     let document = document(window + 1, 3);
     let mut training = training(&lm, &[&document]);
-    let model = Model::new(&lm, &text).unwrap();
+    let model = Model::new(Seat::processor(&lm, None).unwrap(), &text).unwrap();
     let mut losses = Vec::new();
     for _ in 0..12 {
         let lora = training.lora().unwrap();
-        let served = heard(&model.with(&lora), &document);
+        let served = heard(&mut model.with(&lm, &lora).unwrap(), &document);
         let served = -served.logprobs.iter().sum::<f64>() / window as f64;
         let loss = training.step(0.02).unwrap();
         assert!((loss - served).abs() < 1e-5, "{loss} {served}");
@@ -179,7 +180,7 @@ fn it_has_the_places_and_the_rank_of_an_exported_core_and_is_counted_as_it_is() 
             floats += [a, b].into_iter().map(Tensor::elem_count).sum::<usize>();
         }
 
-        let costs = Costs::new(&lm);
+        let costs = Costs::new(lm.config(), lm.generator());
         assert_eq!(costs.lora_floats(), floats);
         // A multiplication and an addition for each weight.
         let forward = |tokens| costs.pass(0, tokens, tokens, false);

@@ -39,6 +39,7 @@ fn about() -> About {
         model_digest: String::new(),
         generator_digest: None,
         context_length: 8192,
+        device: None,
         skipped: Vec::new(),
         lora: Vec::new(),
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use indicatif::ProgressBar;
+use lm::Lm;
 
 use super::{Bare, Chunk, Judge};
 use crate::{
@@ -78,9 +79,9 @@ pub(super) fn unseen(drawn: Vec<Case>, judged: &[Case]) -> Vec<Case> {
     kept
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
     /// The setting for each point of `cases` that brings the answers of `others` the highest likelihood.
-    pub(super) fn tune(&self, cases: &[Case], others: &[Case]) -> Result<Vec<Tuned>, Error> {
+    pub(super) fn tune(&mut self, cases: &[Case], others: &[Case]) -> Result<Vec<Tuned>, Error> {
         let mut points: Vec<&str> = Vec::new();
         for case in cases {
             if !points.contains(&point(case)) {
@@ -101,7 +102,12 @@ impl Judge<'_> {
         tuned
     }
 
-    fn tune_point(&self, label: &str, cases: &[&Case], bar: &ProgressBar) -> Result<Tuned, Error> {
+    fn tune_point(
+        &mut self,
+        label: &str,
+        cases: &[&Case],
+        bar: &ProgressBar,
+    ) -> Result<Tuned, Error> {
         if cases.is_empty() {
             return Err(Error::TooFew {
                 detail: format!("none is left to tune lora on ({label}); lower --limit"),
@@ -160,14 +166,22 @@ impl Judge<'_> {
     }
 
     fn rank(&self) -> usize {
-        let generator = self.model.lm.generator();
+        let generator = self.model.seat().generator();
         generator.map_or(0, |generator| generator.config().export_rank())
     }
 
-    fn training(&self, case: &Case, purpose: &str) -> Result<Training<'_>, Error> {
+    /// The model that gradients are followed through.
+    fn lm(&self) -> Result<&'a Lm, Error> {
+        self.lm.ok_or_else(|| Error::Device {
+            what: format!("method {}", Method::Lora.name()),
+            detail: "it follows gradients, on the processor alone".to_owned(),
+        })
+    }
+
+    fn training(&self, case: &Case, purpose: &str) -> Result<Training<'a>, Error> {
         let context: Vec<&Document> = case.context.iter().map(AsRef::as_ref).collect();
         let mut draws = Draws::new(self.seed, purpose);
-        Training::new(self.model.lm, &context, self.prompts.bos(), &mut draws)
+        Training::new(self.lm()?, &context, self.prompts.bos(), &mut draws)
     }
 
     /// NLL of a case's answers under an adapter, nats, and their tokens.
@@ -179,7 +193,7 @@ impl Judge<'_> {
         };
         let bare = Bare::new();
         let batch = self.batch(&chunk, std::iter::once(Method::Lora), 0..1, &bare, false)?;
-        let answers = self.model.with(lora).hear(&batch.groups)?;
+        let answers = self.model.with(self.lm()?, lora)?.hear(&batch.groups)?;
         let logprobs = answers
             .iter()
             .flat_map(|answers| &answers.heard)
@@ -189,7 +203,7 @@ impl Judge<'_> {
 
     /// Trains an adapter for each case of a chunk and lets it answer; `first` is the number of the chunk's first case.
     pub(super) fn adapt(
-        &self,
+        &mut self,
         chunk: &Chunk<'_>,
         first: usize,
         bare: &Bare,
@@ -225,7 +239,7 @@ impl Judge<'_> {
     ) -> Result<(), Error> {
         let methods = std::iter::once(Method::Lora);
         let batch = self.batch(chunk, methods, index..index + 1, bare, false)?;
-        let answers = self.model.with(lora).hear(&batch.groups)?;
+        let answers = self.model.with(self.lm()?, lora)?.hear(&batch.groups)?;
         for place in &batch.places {
             let mut answer = self.judged(place, chunk, &answers)?;
             let rows = chunk.cases[index].questions[place.question].answer.len();

@@ -52,16 +52,20 @@ impl Tiny {
     }
 
     pub(crate) fn with(spec: TinySpec, generator: bool) -> Self {
+        let sizes = GeneratorSpec {
+            document_suffix: Some("\n\n"),
+            bos: Some(false),
+            ..GeneratorSpec::default()
+        };
+        Self::of(spec, generator.then_some(sizes))
+    }
+
+    pub(crate) fn of(spec: TinySpec, generator: Option<GeneratorSpec>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (base, made) = (folder.path().join("base"), folder.path().join("generator"));
         tiny_base(&base, &spec);
         let mut lm = Lm::load(&base, LoadOptions::default()).unwrap();
-        if generator {
-            let generator = GeneratorSpec {
-                document_suffix: Some("\n\n"),
-                bos: Some(false),
-                ..GeneratorSpec::default()
-            };
+        if let Some(generator) = generator {
             tiny_generator(&made, &spec, &generator);
             lm.attach_generator(&made).unwrap();
         }

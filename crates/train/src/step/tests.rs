@@ -5,7 +5,7 @@ use generator::{Generator, Strategy as Served, Trainee};
 use lm::{Lm, LoadOptions, Windows, text::TokenId};
 use testkit::{Form, GeneratorSpec, Random, TinySpec, tiny_base, tiny_generator};
 
-use super::Model;
+use super::{Figures, Model};
 use crate::{
     batch::{Batch, Kind, Query},
     recipe::{Losses, Strategy, Term},
@@ -243,12 +243,11 @@ fn gradients_of_a_whole_step_are_differences_of_its_loss() {
     }
 }
 
-/// Loss and gradients of a step, by the name of what they are of.
-fn step(
-    lm: &Lm,
-    start: &Trainee,
-    strategy: Strategy,
-) -> (f64, [crate::step::Figures; 4], Vec<(String, Vec<f64>)>) {
+/// By the name of what they are of.
+type Gradients = Vec<(String, Vec<f64>)>;
+
+/// Loss, figures and gradients of a step.
+fn step(lm: &Lm, start: &Trainee, strategy: Strategy) -> (f64, [Figures; 4], Gradients) {
     let mut variables = Vec::new();
     let trainee = start
         .map(|site, name, tensor| {
