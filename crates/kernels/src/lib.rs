@@ -36,6 +36,6 @@ pub use norm::{rms_norm, silu_mul};
 pub use outer::accumulate_outer;
 pub use recorded::{recorded1, recorded2, recorded3};
 pub use rope::rope;
-pub use score::{Scores, Teacher, score};
+pub use score::{Likeliest, Says, Scores, Teacher, likeliest, score};
 pub use sum::{add, add_bias};
 pub use trained::{apply_trained_cores, gram_sums, linear_trained, outer_sums};

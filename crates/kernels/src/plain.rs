@@ -17,7 +17,7 @@ use candle_core::{
     Tensor, backend::BackendStorage, bail,
 };
 
-use crate::score::{Scores, Teacher};
+use crate::score::{Likeliest, Says, Scores, Teacher, rest};
 use gather::{Places, gather};
 
 /// Rows with padding over rows without that a group of sequences may have, but for the last few.
@@ -521,16 +521,23 @@ pub(crate) fn score(
         let mut kl = ce.zeros_like()?; // [n', 1]
         let asked: Places = at.iter().map(|at| at.map(|(row, _)| row)).collect();
         if asked.iter().any(Option::is_some) {
-            let says = gather(&teacher.hidden.detach(), &asked)?.matmul(&head.t()?)?;
-            let says = says.to_dtype(dtype)?; // [n', V]
-            let ln_p = log_softmax(&says, &says.max_keepdim(1)?)?;
             let there: Vec<f32> = asked
                 .iter()
                 .map(|row| if row.is_some() { 1.0 } else { 0.0 })
                 .collect();
             let there = Tensor::from_vec(there, (count, 1), device)?.to_dtype(dtype)?;
-            let p = ln_p.exp()?;
-            kl = (p.mul(&(ln_p - &ln_s)?)?.sum_keepdim(1)? * there)?;
+            let (p, apart) = match &teacher.says {
+                Says::Hidden(hidden) => {
+                    let says = gather(&hidden.detach(), &asked)?.matmul(&head.t()?)?;
+                    let says = says.to_dtype(dtype)?; // [n', V]
+                    let ln_p = log_softmax(&says, &says.max_keepdim(1)?)?;
+                    let p = ln_p.exp()?;
+                    let apart = p.mul(&(ln_p - &ln_s)?)?.sum_keepdim(1)?;
+                    (p, apart)
+                }
+                Says::Likeliest(tokens) => among_likeliest(tokens, &asked, &ln_s)?,
+            }; // [n', V], [n', 1]
+            kl = (apart * there)?;
             dz = (dz - p.broadcast_mul(&share)?)?;
         }
         losses.push(((&ce * &own)? + (&kl * &share)?)?.flatten_all()?);
@@ -560,6 +567,34 @@ pub(crate) fn score(
         false => value,
     };
     Ok(scores)
+}
+
+/// What stands for p in the gradient [n', V], and the divergence [n', 1], of a teacher that is known by its likeliest tokens; ln_s [n', V].
+fn among_likeliest(
+    likeliest: &Likeliest,
+    asked: &Places,
+    ln_s: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let (shape, device, dtype) = ((asked.len(), likeliest.count), ln_s.device(), ln_s.dtype());
+    let (mut tokens, mut p, mut left) = (Vec::new(), Vec::new(), Vec::new());
+    for row in asked {
+        // Rows that nobody asks for take the first one's words; they count nothing.
+        let (own, probabilities) = likeliest.row(row.unwrap_or(0));
+        tokens.extend_from_slice(own);
+        p.extend_from_slice(probabilities);
+        left.push(rest(probabilities));
+    }
+    let tokens = Tensor::from_vec(tokens, shape, device)?; // [n', k]
+    let p = Tensor::from_vec(p, shape, device)?.to_dtype(dtype)?; // [n', k]
+    let left = Tensor::from_vec(left, (asked.len(), 1), device)?.to_dtype(dtype)?; // [n', 1]
+    let tiny = f64::from(f32::MIN_POSITIVE);
+    let own = ln_s.gather(&tokens, 1)?; // [n', k]
+    let others = ln_s.exp()?.scatter(&tokens, &p.zeros_like()?, 1)?; // [n', V]
+    let sum = others.sum_keepdim(1)?.maximum(tiny)?; // [n', 1]
+    let within = p.mul(&(p.maximum(tiny)?.log()? - own)?)?.sum_keepdim(1)?;
+    let beyond = left.mul(&(left.maximum(tiny)?.log()? - sum.log()?)?)?;
+    let share = others.broadcast_mul(&left.div(&sum)?)?; // [n', V]
+    Ok((share.scatter(&tokens, &p, 1)?, (within + beyond)?))
 }
 
 /// z - ln Σ e^z along the last dimension.

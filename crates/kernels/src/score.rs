@@ -5,6 +5,9 @@
 //! loss_t = (1 - share_t) ce_t + share_t kl_t      d loss_t / d(W h_t) = s - (1 - share_t) 1[target_t] - share_t p
 //! ```
 //!
+//! Of a teacher that is known by its k likeliest tokens all others are one: kl_t = Σ_k p_i (ln p_i - ln s_i) + p_r (ln p_r - ln s_r), and
+//! in the gradient a token j among the others has p_r s_j / s_r in place of p_j.
+//!
 //! Logits exist for a few hundred positions at a time: for a vocabulary of 49,152 those of a whole batch would be
 //! the largest tensor of a training step. The gradient of h is made on the way, as a loss is always followed by one.
 //! Start at [`score`].
@@ -26,10 +29,111 @@ use crate::{
 /// What a teacher says at some of the scored positions.
 #[derive(Clone, Debug)]
 pub struct Teacher {
-    /// Input of the teacher's head [M, D], whose head is that of the scored model. Not differentiated.
-    pub hidden: Tensor,
-    /// For each of the N scored positions the row of `hidden` and the share of the divergence in its loss, 0 ..= 1.
+    /// At M positions.
+    pub says: Says,
+    /// For each of the N scored positions which of the M it is, and the share of the divergence in its loss, 0 ..= 1.
     pub at: Vec<Option<(usize, f32)>>,
+}
+
+/// A teacher's words at M positions. Not differentiated.
+#[derive(Clone, Debug)]
+pub enum Says {
+    /// Input of its head [M, D], whose head is that of the scored model.
+    Hidden(Tensor),
+    /// Its likeliest tokens.
+    Likeliest(Likeliest),
+}
+
+/// The k likeliest tokens of M positions, with their probabilities; what is left of 1 belongs to all others together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Likeliest {
+    /// k
+    pub count: usize,
+    /// [M, k], the likeliest first.
+    pub tokens: Vec<u32>,
+    /// [M, k]
+    pub probabilities: Vec<f32>,
+}
+
+impl Likeliest {
+    /// M
+    pub fn len(&self) -> usize {
+        self.tokens.len() / self.count.max(1)
+    }
+
+    /// Whether there is no position.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Tokens and probabilities of a position, `[k]` each.
+    pub(crate) fn row(&self, row: usize) -> (&[u32], &[f32]) {
+        let here = row * self.count..(row + 1) * self.count;
+        (&self.tokens[here.clone()], &self.probabilities[here])
+    }
+
+    fn fits(&self, vocab: usize) -> bool {
+        (1..=vocab).contains(&self.count)
+            && self.tokens.len() == self.probabilities.len()
+            && self.tokens.len().is_multiple_of(self.count)
+            && self.tokens.iter().all(|&token| (token as usize) < vocab)
+    }
+}
+
+/// The k likeliest tokens by the head [V, D] of hidden states [M, D], lower ids first among equals.
+///
+/// # Errors
+/// If the shapes do not fit, or for a k that is not from 1 to V.
+pub fn likeliest(head: &Linear, hidden: &Tensor, k: usize) -> Result<Likeliest> {
+    let ((m, d), vocab) = (hidden.dims2()?, head.out_features());
+    if d != head.in_features() || !(1..=vocab).contains(&k) {
+        bail!(
+            "{k} likeliest of {vocab} tokens for hidden states {:?}",
+            hidden.shape()
+        )
+    }
+    let mut found = Likeliest {
+        count: k,
+        ..Likeliest::default()
+    };
+    for from in (0..m).step_by(ROWS) {
+        let here = hidden.detach().narrow(0, from, ROWS.min(m - from))?;
+        let logits = head.forward(&here)?; // [m', V]
+        let logits = logits.to_dtype(candle_core::DType::F32)?;
+        let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+        let rows: Vec<Vec<(u32, f32)>> = logits
+            .par_chunks_exact(vocab)
+            .map(|logits| first(logits, k))
+            .collect();
+        for (token, p) in rows.into_iter().flatten() {
+            found.tokens.push(token);
+            found.probabilities.push(p);
+        }
+    }
+    Ok(found)
+}
+
+/// The k largest of the logits `[V]`, as probabilities.
+fn first(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let mut order: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+    let larger = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if k < order.len() {
+        order.select_nth_unstable_by(k - 1, larger);
+        order.truncate(k);
+    }
+    order.sort_unstable_by(larger);
+    let largest = order.first().map_or(0.0, |(_, z)| f64::from(*z));
+    let sum: f64 = logits.iter().map(|z| (f64::from(*z) - largest).exp()).sum();
+    for (_, z) in &mut order {
+        *z = ((f64::from(*z) - largest).exp() / sum) as f32;
+    }
+    order
+}
+
+/// What is left for all tokens but these.
+pub(crate) fn rest(probabilities: &[f32]) -> f32 {
+    let sum: f64 = probabilities.iter().copied().map(f64::from).sum();
+    (1.0 - sum).max(0.0) as f32
 }
 
 /// Losses of N positions.
@@ -71,17 +175,25 @@ pub fn score(
         bail!("token {target} of a vocabulary of {vocab}")
     }
     let none = Teacher {
-        hidden: Tensor::zeros((0, d), hidden.dtype(), hidden.device())?,
+        says: Says::Likeliest(Likeliest {
+            count: 1,
+            ..Likeliest::default()
+        }),
         at: vec![None; n],
     };
     let teacher = teacher.unwrap_or(&none);
-    let (m, teacher_d) = teacher.hidden.dims2()?;
+    let (m, sound) = match &teacher.says {
+        Says::Hidden(hidden) => {
+            let (m, own) = hidden.dims2()?;
+            (m, own == d)
+        }
+        Says::Likeliest(tokens) => (tokens.len(), tokens.fits(vocab)),
+    };
     let fits =
         |at: &Option<(usize, f32)>| at.is_none_or(|(row, share)| row < m && share.is_finite());
-    if teacher_d != d || teacher.at.len() != n || !teacher.at.iter().all(fits) {
+    if !sound || teacher.at.len() != n || !teacher.at.iter().all(fits) {
         bail!(
-            "a teacher of {:?} at {} of {n} positions",
-            teacher.hidden.shape(),
+            "a teacher of {m} at {} of {n} positions, d = {d}",
             teacher.at.len()
         )
     }
@@ -93,23 +205,40 @@ pub fn score(
     let mut rows: Vec<Row> = Vec::with_capacity(n);
     let mut dh = Vec::with_capacity(if tracked { n * d } else { 0 }); // [N, D]
     {
-        let (h, taught) = (hidden.detach(), teacher.hidden.contiguous()?);
-        let (h, taught) = (Floats::of(&h)?, Floats::of(&taught)?);
+        let h = hidden.detach();
+        let taught = match &teacher.says {
+            Says::Hidden(hidden) => Some(hidden.contiguous()?),
+            Says::Likeliest(_) => None,
+        };
+        let (h, taught) = (
+            Floats::of(&h)?,
+            taught.as_ref().map(Floats::of).transpose()?,
+        );
         for from in (0..n).step_by(ROWS) {
             let here = from..n.min(from + ROWS);
             let mut logits = head.values(&h[here.start * d..here.end * d], here.len()); // [n', V]
             let asked: Vec<usize> = here.clone().filter(|&t| teacher.at[t].is_some()).collect();
             let states: Vec<f32> = asked
                 .iter()
-                .filter_map(|&t| teacher.at[t])
-                .flat_map(|(row, _)| &taught[row * d..][..d])
+                .filter_map(|&t| Some((teacher.at[t]?.0, taught.as_ref()?)))
+                .flat_map(|(row, taught)| &taught[row * d..][..d])
                 .copied()
                 .collect();
-            let says = head.values(&states, asked.len()); // [m', V]
+            let says = head.values(&states, states.len() / d); // [m', V]
             let mut says = says.chunks_exact(vocab);
-            let jobs: Vec<_> = here
+            let jobs: Vec<Option<(Word<'_>, f32)>> = here
                 .clone()
-                .map(|t| teacher.at[t].and_then(|(_, share)| Some((says.next()?, share))))
+                .map(|t| {
+                    let (row, share) = teacher.at[t]?;
+                    let word = match &teacher.says {
+                        Says::Hidden(_) => Word::Logits(says.next()?),
+                        Says::Likeliest(tokens) => {
+                            let (tokens, probabilities) = tokens.row(row);
+                            Word::Likeliest(tokens, probabilities)
+                        }
+                    };
+                    Some((word, share))
+                })
                 .collect();
             let done: Vec<Row> = logits
                 .par_chunks_exact_mut(vocab)
@@ -163,11 +292,20 @@ struct Row {
     right: bool,
 }
 
+/// What a teacher says at one position.
+#[derive(Clone, Copy)]
+enum Word<'a> {
+    /// `[V]`
+    Logits(&'a [f32]),
+    /// Tokens and probabilities, `[k]` each.
+    Likeliest(&'a [u32], &'a [f32]),
+}
+
 /// Logits `[V]` of a position become the gradient of its loss; what is learned on the way goes into `row`.
 struct Score<'a> {
     logits: &'a mut [f32],
-    /// The teacher's logits `[V]`, and its share.
-    teacher: Option<(&'a [f32], f32)>,
+    /// What the teacher says, and its share.
+    teacher: Option<(Word<'a>, f32)>,
     target: usize,
     row: &'a mut Row,
 }
@@ -187,7 +325,11 @@ impl Kernel for Score<'_> {
         row.right = true_logit >= largest;
         match teacher {
             None => probabilities(isa, logits, log_sum),
-            Some((says, share)) => {
+            Some((Word::Likeliest(tokens, probabilities), share)) => {
+                row.kl = taught_likeliest(isa, logits, (tokens, probabilities), log_sum, share);
+                logits[target] += share;
+            }
+            Some((Word::Logits(says), share)) => {
                 let (_, teacher_sum) = self::log_sum(isa, says);
                 // Σ p (ln p - ln s) = Σ p (z' - z) - ln Σ e^z' + ln Σ e^z, the logits being z' and z.
                 let apart = taught(isa, logits, says, log_sum, teacher_sum, share);
@@ -233,6 +375,50 @@ fn probabilities<I: Isa>(isa: I, logits: &mut [f32], log_sum: f32) {
     for z in tail {
         *z = (*z - log_sum).max(-87.0).exp();
     }
+}
+
+/// Logits z to s - share t in place, t = p for the likeliest tokens and p_r s / s_r for the others; gives the divergence.
+#[inline(always)]
+fn taught_likeliest<I: Isa>(
+    isa: I,
+    logits: &mut [f32],
+    (tokens, p): (&[u32], &[f32]),
+    log_sum: f32,
+    share: f32,
+) -> f32 {
+    let mut apart = 0.0f32;
+    for (&token, &p) in tokens.iter().zip(p) {
+        if p > 0.0 {
+            apart += p * (p.ln() - (logits[token as usize] - log_sum));
+        }
+    }
+    probabilities(isa, logits, log_sum);
+    let own: Vec<f32> = tokens.iter().map(|&token| logits[token as usize]).collect();
+    for &token in tokens {
+        logits[token as usize] = 0.0;
+    }
+    let (sixteens, tail) = logits.as_chunks::<LANES>();
+    let mut others = isa.splat(0.0);
+    for s in sixteens {
+        others = isa.add(others, of_lanes(isa, s));
+    }
+    let others: f32 = lanes(isa, others).iter().sum::<f32>() + tail.iter().sum::<f32>();
+    let (others, left) = (others.max(f32::MIN_POSITIVE), rest(p));
+    if left > 0.0 {
+        apart += left * (left.ln() - others.ln());
+    }
+    let factor = 1.0 - share * left / others;
+    let (sixteens, tail) = logits.as_chunks_mut::<LANES>();
+    for s in sixteens {
+        *s = lanes(isa, isa.mul(of_lanes(isa, s), isa.splat(factor)));
+    }
+    for s in tail {
+        *s *= factor;
+    }
+    for ((&token, own), p) in tokens.iter().zip(own).zip(p) {
+        logits[token as usize] = own - share * p;
+    }
+    apart
 }
 
 /// Logits z to s - share p in place, p of the teacher's logits z'; gives Σ p (z' - z).

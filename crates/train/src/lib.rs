@@ -22,6 +22,7 @@ mod random;
 pub mod recipe;
 mod run;
 mod step;
+mod teacher;
 
 pub use compute::Place;
 pub use error::Error;

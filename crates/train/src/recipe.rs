@@ -388,6 +388,10 @@ pub struct Losses {
     pub answer: Term,
     /// Text that the context does not concern: divergence from the bare model.
     pub negative: Term,
+    /// Teachers are known by so many of their likeliest tokens, all others being one; what they say of rows' questions is kept, so
+    /// that a question that is drawn again needs no teacher. Not given: by all tokens, and nothing is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_top_k: Option<usize>,
 }
 
 /// One term of the loss.
@@ -428,6 +432,7 @@ impl Default for Losses {
                 teacher: 1.0,
                 ..Term::default()
             },
+            teacher_top_k: None,
         }
     }
 }
@@ -665,6 +670,9 @@ impl Recipe {
             if let Some(tokens) = term.tokens {
                 within(&format!("loss.{key}.tokens"), tokens, 1.0, 1e9)?;
             }
+        }
+        if let Some(k) = losses.teacher_top_k {
+            within("loss.teacher_top_k", k as f64, 1.0, 1024.0)?;
         }
         let o = &self.optimizer;
         within("optimizer.lr", o.lr, 0.0, 1e3)?;

@@ -4,6 +4,7 @@
 //! Start at [`run`].
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     fs,
     io::Write,
@@ -30,12 +31,16 @@ use crate::{
     random::Random,
     recipe::{Length, Recipe, Strategy},
     step::{Figures, Model},
+    teacher::Said,
 };
 
 /// Longest adapter_config.json that is read, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 /// Tokens that a question may have by default where the checkpoint does not say how to ask.
 const PROMPT: &str = "Question: {question}\nAnswer:";
+
+/// Most bytes of what teachers said, in memory and in their file.
+const SAID_BYTES: usize = 512 << 20;
 
 /// How to train.
 #[derive(Clone, Debug, clap::Args)]
@@ -168,6 +173,10 @@ pub fn run(args: &Args, model: &Path, home: &Path, out: &mut dyn Write) -> Resul
             lm: &lm,
             strategy,
             losses: recipe.loss,
+            said: recipe
+                .loss
+                .teacher_top_k
+                .map(|k| RefCell::new(Said::new(k, 0))),
         };
         let found = probe(&model, &masters, batches, &args.out)?;
         writeln!(out, "{found}")
@@ -219,6 +228,12 @@ pub fn run(args: &Args, model: &Path, home: &Path, out: &mut dyn Write) -> Resul
             lm: &lm,
             strategy,
             losses: recipe.loss,
+            said: recipe.loss.teacher_top_k.map(|k| {
+                let folder = home.join("teachers");
+                let base: String = lm.digest().chars().take(16).collect();
+                let name = format!("{base}-{}", recipe.compute.dtype().as_str());
+                RefCell::new(Said::in_folder(k, SAID_BYTES, &folder, &name))
+            }),
         },
         recipe: &recipe,
         format: &format,

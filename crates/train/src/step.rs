@@ -3,17 +3,18 @@
 //! Contexts are read without gradients; cores and queries are differentiable in the trainee's tensors; teachers run on
 //! the contexts' own keys and values. Start at [`Model::losses`].
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use candle_core::{DType, Tensor, backprop::GradStore};
 use generator::{Adapted, Seen, SiteId, Trainee};
-use kernels::Teacher;
+use kernels::{Likeliest, Says, Teacher};
 use lm::{KvCache, Lm, Row, text::TokenId};
 
 use crate::{
     Error,
     batch::{Batch, Kind, Query},
     recipe::{Losses, Strategy, Term},
+    teacher::{Key, Said, key},
 };
 
 /// Sums over the scored tokens of one kind of query.
@@ -71,6 +72,8 @@ pub(crate) struct Model<'a> {
     pub(crate) lm: &'a Lm,
     pub(crate) strategy: Strategy,
     pub(crate) losses: Losses,
+    /// What teachers said, where they are known by their likeliest tokens.
+    pub(crate) said: Option<RefCell<Said>>,
 }
 
 /// What the windows of a batch left: one after the other in `order`.
@@ -97,13 +100,23 @@ impl Model<'_> {
         let taught: Vec<usize> = (0..batch.queries.len())
             .filter(|&query| adapt && self.taught(batch.queries[query].kind))
             .collect();
+        let known: Vec<Option<Likeliest>> = taught
+            .iter()
+            .map(|&query| self.known(batch, query))
+            .collect();
+        let asked: Vec<usize> = taught
+            .iter()
+            .zip(&known)
+            .filter(|(_, known)| known.is_none())
+            .map(|(&query, _)| query)
+            .collect();
         let slots = batch.windows.iter().map(Vec::len).sum::<usize>();
-        let behind = taught
+        let behind = asked
             .iter()
             .map(|&query| batch.queries[query].tokens.len())
             .sum::<usize>();
         let kv = self.lm.training_cache((slots + behind).max(1), BLOCK)?;
-        let from_windows = taught
+        let from_windows = asked
             .iter()
             .any(|&query| batch.queries[query].kind != Kind::Negative);
 
@@ -114,7 +127,8 @@ impl Model<'_> {
             (read, places) = self.read(trainee, batch, &kv, from_windows)?;
             cores = trainee.cores(&read.seen, &read.u, &read.windows, &batch.groups)?;
         }
-        let teacher = self.teach(batch, &taught, &places, slots, &kv)?;
+        let says = self.ask(batch, &asked, &places, slots, &kv)?;
+        let teacher = self.teacher(batch, &taught, known, says)?;
         drop(kv);
 
         let sequences: Vec<(&[TokenId], usize)> = batch
@@ -218,19 +232,99 @@ impl Model<'_> {
         Ok((read, places))
     }
 
-    /// What teachers say: the in-context model on the query's own window, the bare one on a negative.
-    fn teach(
+    /// The name of what is said of a query, if that is kept: of a row's question, which is drawn again. Spans of text are not.
+    fn key(&self, batch: &Batch, query: usize) -> Option<Key> {
+        let query = &batch.queries[query];
+        let context: &[TokenId] = match query.kind {
+            Kind::Answer => &batch.windows[query.window],
+            Kind::Negative if query.scored + 1 < query.tokens.len() => &[],
+            Kind::Negative | Kind::Reconstruction | Kind::Completion => return None,
+        };
+        Some(key(context, &query.tokens, query.scored))
+    }
+
+    /// What a teacher said of a query before.
+    fn known(&self, batch: &Batch, query: usize) -> Option<Likeliest> {
+        let said = self.said.as_ref()?.borrow();
+        let known = said.get(&self.key(batch, query)?)?;
+        (known.len() == batch.queries[query].scored).then(|| known.clone())
+    }
+
+    /// The teacher of all taught queries, of what was known and what is said now of the others, in order.
+    fn teacher(
         &self,
         batch: &Batch,
         taught: &[usize],
-        places: &[Vec<u32>],
-        mut next: usize,
-        kv: &KvCache,
+        known: Vec<Option<Likeliest>>,
+        says: Option<Tensor>,
     ) -> Result<Option<Teacher>, Error> {
         if taught.is_empty() {
             return Ok(None);
         }
-        let blocks: Vec<Vec<u32>> = taught
+        let says = match (&self.said, says) {
+            (None, Some(hidden)) => Says::Hidden(hidden),
+            (None, None) => return Ok(None),
+            (Some(said), hidden) => {
+                let mut said = said.borrow_mut();
+                let now = match hidden {
+                    Some(hidden) => kernels::likeliest(self.lm.head(), &hidden, said.count)?,
+                    None => Likeliest::default(),
+                };
+                let mut all = Likeliest {
+                    count: said.count,
+                    ..Likeliest::default()
+                };
+                let mut from = 0;
+                for (&query, known) in taught.iter().zip(known) {
+                    let own = known.unwrap_or_else(|| {
+                        let here = from..from + batch.queries[query].scored * said.count;
+                        from = here.end;
+                        let own = Likeliest {
+                            count: said.count,
+                            tokens: now.tokens[here.clone()].to_vec(),
+                            probabilities: now.probabilities[here].to_vec(),
+                        };
+                        if let Some(key) = self.key(batch, query) {
+                            said.put(key, own.clone());
+                        }
+                        own
+                    });
+                    all.tokens.extend(own.tokens);
+                    all.probabilities.extend(own.probabilities);
+                }
+                Says::Likeliest(all)
+            }
+        };
+        let mut at = Vec::new();
+        let (mut row, mut asked) = (0, taught.iter().peekable());
+        for (index, query) in batch.queries.iter().enumerate() {
+            let here = asked.next_if_eq(&&index).is_some();
+            let share = if query.kind == Kind::Negative {
+                1.0
+            } else {
+                self.term(query.kind).teacher as f32
+            };
+            for _ in 0..query.scored {
+                at.push(here.then_some((row, share)));
+                row += usize::from(here);
+            }
+        }
+        Ok(Some(Teacher { says, at }))
+    }
+
+    /// What teachers have for the head: the in-context model on the query's own window, the bare one on a negative. [M, D]
+    fn ask(
+        &self,
+        batch: &Batch,
+        asked: &[usize],
+        places: &[Vec<u32>],
+        mut next: usize,
+        kv: &KvCache,
+    ) -> Result<Option<Tensor>, Error> {
+        if asked.is_empty() {
+            return Ok(None);
+        }
+        let blocks: Vec<Vec<u32>> = asked
             .iter()
             .map(|&query| {
                 let query = &batch.queries[query];
@@ -245,7 +339,7 @@ impl Model<'_> {
                 blocks
             })
             .collect();
-        let mut rows: Vec<Row<'_>> = taught
+        let mut rows: Vec<Row<'_>> = asked
             .iter()
             .zip(&blocks)
             .map(|(&query, blocks)| {
@@ -262,24 +356,7 @@ impl Model<'_> {
                 }
             })
             .collect();
-        let Some(hidden) = self.lm.hidden(&mut rows, kv)? else {
-            return Ok(None);
-        }; // [M, D]
-        let mut at = Vec::new();
-        let (mut row, mut asked) = (0, taught.iter().peekable());
-        for (index, query) in batch.queries.iter().enumerate() {
-            let here = asked.next_if_eq(&&index).is_some();
-            let share = if query.kind == Kind::Negative {
-                1.0
-            } else {
-                self.term(query.kind).teacher as f32
-            };
-            for _ in 0..query.scored {
-                at.push(here.then_some((row, share)));
-                row += usize::from(here);
-            }
-        }
-        Ok(Some(Teacher { hidden, at }))
+        Ok(self.lm.hidden(&mut rows, kv)?) // [M, D]
     }
 
     fn score(

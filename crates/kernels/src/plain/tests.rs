@@ -131,10 +131,16 @@ fn losses_are_those_of_the_kernels_with_a_teacher_and_without() {
     let at = vec![None, Some((2, 1.0)), Some((0, 0.3)), None, Some((0, 0.0))];
     for (dtype, tolerance) in TYPES {
         let maps = [DType::F32, dtype].map(|_| Linear::from_tensor(&w).unwrap());
-        for taught in [false, true] {
+        // Without a teacher, with all of it, with four tokens of it.
+        for (taught, few) in [(false, false), (true, false), (true, true)] {
             let scores = |h: &Tensor| {
                 let teacher = Teacher {
-                    hidden: says.to_dtype(h.dtype()).unwrap(),
+                    says: if few {
+                        let map = Linear::from_tensor(&w).unwrap();
+                        Says::Likeliest(crate::likeliest(&map, &says, 4).unwrap())
+                    } else {
+                        Says::Hidden(says.to_dtype(h.dtype()).unwrap())
+                    },
                     at: at.clone(),
                 };
                 let map = &maps[usize::from(h.dtype() == dtype)];

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Teacher, score};
+use super::{Likeliest, Says, Teacher, likeliest, score};
 use crate::{
     Linear,
     gradients::{check, var},
@@ -31,7 +31,7 @@ fn losses_are_their_formulas_beyond_a_call_of_logits() {
     let mut at = vec![None; n];
     (at[3], at[250]) = (Some((1, 0.8)), Some((0, 1.0)));
     let teacher = Teacher {
-        hidden: g.detach(),
+        says: Says::Hidden(g.detach()),
         at: at.clone(),
     };
     let scores = score(&head, &h, &targets, Some(&teacher)).unwrap();
@@ -69,12 +69,88 @@ fn gradients_of_losses_are_their_differences() {
     let mut at = vec![None; 5];
     (at[1], at[4]) = (Some((0, 0.7)), Some((0, 1.0)));
     let teacher = Teacher {
-        hidden: g.detach(),
+        says: Says::Hidden(g.detach()),
         at,
     };
     check(&[&h], 2e-3, || {
         Ok(score(&head, &h, &targets, Some(&teacher))?.loss)
     });
+}
+
+#[test]
+fn a_teacher_of_few_tokens_has_its_formula_and_its_differences_and_of_all_tokens_is_the_whole_one()
+{
+    let (h, w, g) = (var(1, &[5, 6]), var(2, &[37, 6]), var(3, &[2, 6]));
+    let head = Linear::from_tensor(&w).unwrap();
+    let targets = [0, 18, 7, 36, 3];
+    let mut at = vec![None; 5];
+    (at[1], at[4]) = (Some((1, 0.7)), Some((0, 1.0)));
+    let of = |says| Teacher {
+        says,
+        at: at.clone(),
+    };
+    let own = rows(&head.forward(&h.detach()).unwrap());
+    for k in [1, 3, 37] {
+        let found = likeliest(&head, &g.detach(), k).unwrap();
+        assert_eq!((found.len(), found.tokens.len()), (2, 2 * k));
+        let teacher = of(Says::Likeliest(found.clone()));
+        let scores = score(&head, &h, &targets, Some(&teacher)).unwrap();
+        for (t, z) in own.iter().enumerate() {
+            let Some((row, _)) = at[t] else {
+                assert_eq!(scores.kl[t], 0.0);
+                continue;
+            };
+            let s = log_softmax(z);
+            let (tokens, p) = found.row(row);
+            let (mut kl, mut left, mut others) = (0.0, 1.0, 1.0);
+            for (&token, &p) in tokens.iter().zip(p) {
+                let (p, s) = (f64::from(p), s[token as usize]);
+                kl += p * (p.ln() - s);
+                (left, others) = (left - p, others - s.exp());
+            }
+            if left > 1e-6 {
+                kl += left * (left.ln() - others.ln());
+            }
+            assert!((f64::from(scores.kl[t]) - kl).abs() < 1e-5, "{k} {t}: {kl}");
+        }
+        check(&[&h], 2e-3, || {
+            Ok(score(&head, &h, &targets, Some(&teacher))?.loss)
+        });
+    }
+    let whole = score(&head, &h, &targets, Some(&of(Says::Hidden(g.detach())))).unwrap();
+    let all = of(Says::Likeliest(likeliest(&head, &g.detach(), 37).unwrap()));
+    let all = score(&head, &h, &targets, Some(&all)).unwrap();
+    for (whole, all) in whole.kl.iter().zip(&all.kl) {
+        assert!((whole - all).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn likeliest_tokens_are_in_order_and_those_that_cannot_be_are_refused() {
+    let w = Tensor::new(&[[1.0f32], [3.0], [2.0], [3.0]], &candle_core::Device::Cpu).unwrap();
+    let head = Linear::from_tensor(&w).unwrap();
+    let one = Tensor::ones((2, 1), candle_core::DType::F32, w.device()).unwrap();
+    let found = likeliest(&head, &one, 3).unwrap();
+    assert_eq!(found.tokens, [1, 3, 2, 1, 3, 2]);
+    let total = 2.0 * 3f64.exp() + 2f64.exp() + 1f64.exp();
+    let want = [3f64.exp() / total, 3f64.exp() / total, 2f64.exp() / total];
+    for (got, want) in found.row(1).1.iter().zip(want) {
+        assert!((f64::from(*got) - want).abs() < 1e-6);
+    }
+    assert!(likeliest(&head, &one, 0).is_err() && likeliest(&head, &one, 5).is_err());
+    let wrong = |tokens: Vec<u32>| {
+        let says = Says::Likeliest(Likeliest {
+            count: 2,
+            probabilities: vec![0.5; tokens.len()],
+            tokens,
+        });
+        let teacher = Teacher {
+            says,
+            at: vec![Some((0, 0.5))],
+        };
+        score(&head, &one.narrow(0, 0, 1).unwrap(), &[0], Some(&teacher)).is_err()
+    };
+    assert!(!wrong(vec![0, 1]) && wrong(vec![0, 4]) && wrong(vec![0]) && wrong(vec![]));
 }
 
 #[test]
@@ -84,7 +160,7 @@ fn what_does_not_fit_is_refused() {
     assert!(score(&head, &h, &[0], None).is_err());
     assert!(score(&head, &h, &[0, 19], None).is_err());
     let teacher = Teacher {
-        hidden: h.detach(),
+        says: Says::Hidden(h.detach()),
         at: vec![Some((2, 0.5)), None],
     };
     assert!(score(&head, &h, &[0, 1], Some(&teacher)).is_err());

@@ -134,7 +134,25 @@ fn a_run_in_bf16_in_two_parts_is_the_run_at_once_bit_for_bit() {
     whole_and_in_parts(&format!("compute = \"bf16\"\n{RECIPE}"));
 }
 
-fn whole_and_in_parts(recipe: &str) {
+#[test]
+fn what_teachers_said_before_changes_no_bit_of_a_run() {
+    // The second run finds the first one's words, in the middle of itself as at its beginning.
+    let recipe = RECIPE.replace(
+        "[optimizer]",
+        "[loss]\nteacher_top_k = 4\n[loss.answer]\nteacher = 0.5\n[optimizer]",
+    );
+    let tiny = whole_and_in_parts(&recipe);
+    let words = fs::read_dir(tiny.path("home/teachers")).unwrap();
+    let sizes: Vec<u64> = words
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .collect();
+    assert!(sizes.len() == 1 && sizes[0] > 0, "{sizes:?}");
+    fs::remove_dir_all(tiny.path("home/teachers")).unwrap();
+    tiny.run("alone", 6).unwrap();
+    assert_eq!(tiny.state("alone"), tiny.state("once"));
+}
+
+fn whole_and_in_parts(recipe: &str) -> Tiny {
     let tiny = Tiny::new(recipe);
     let at_once = tiny.run("once", 6).unwrap();
     tiny.run("parts", 3).unwrap();
@@ -157,6 +175,7 @@ fn whole_and_in_parts(recipe: &str) {
         .filter_map(|line| line["step"].as_u64())
         .collect();
     assert!(steps.is_sorted(), "{steps:?}");
+    tiny
 }
 
 #[test]

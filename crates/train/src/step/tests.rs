@@ -1,14 +1,17 @@
 //! A step against the forward that serves, and its gradients against finite differences.
 
+use std::cell::RefCell;
+
 use candle_core::{DType, Device, Tensor, Var};
 use generator::{Generator, Strategy as Served, Trainee};
 use lm::{Lm, LoadOptions, Windows, text::TokenId};
 use testkit::{Form, GeneratorSpec, Random, TinySpec, tiny_base, tiny_generator};
 
-use super::{Figures, Model};
+use super::{Figures, Likeliest, Model};
 use crate::{
     batch::{Batch, Kind, Query},
     recipe::{Losses, Strategy, Term},
+    teacher::Said,
 };
 
 struct Tiny {
@@ -112,6 +115,7 @@ fn losses_without_gradients_are_what_the_served_forward_scores() {
             lm: &tiny.lm,
             strategy,
             losses: losses(),
+            said: None,
         };
         let outcome = model.losses(&trainee, &batch, true).unwrap();
         tiny.lm
@@ -152,6 +156,7 @@ fn a_batch_without_its_cores_is_the_bare_model() {
         lm: &tiny.lm,
         strategy: Strategy::Parallel,
         losses: losses(),
+        said: None,
     };
     let outcome = model.losses(&trainee, &batch(), false).unwrap();
     for query in &batch().queries {
@@ -189,6 +194,7 @@ fn gradients_of_a_whole_step_are_differences_of_its_loss() {
             lm: &tiny.lm,
             strategy,
             losses: losses(),
+            said: None,
         };
         let batch = batch();
         let gradients = model
@@ -261,6 +267,7 @@ fn step(lm: &Lm, start: &Trainee, strategy: Strategy) -> (f64, [Figures; 4], Gra
         lm,
         strategy,
         losses: losses(),
+        said: None,
     };
     let outcome = model.losses(&trainee, &batch(), true).unwrap();
     let gradients = outcome.backward().unwrap().unwrap();
@@ -323,4 +330,44 @@ fn a_step_by_plain_operations_is_the_step_by_the_kernels() {
             }
         }
     }
+}
+
+#[test]
+fn a_teacher_of_all_tokens_is_the_whole_teacher_and_one_that_is_known_is_not_asked() {
+    let tiny = tiny(&GeneratorSpec::default());
+    let trainee = Trainee::of(&tiny.generator).unwrap();
+    let losses = Losses {
+        answer: Term {
+            teacher: 0.5,
+            ..Term::default()
+        },
+        ..losses()
+    };
+    let loss = |said: Option<Said>| {
+        let model = Model {
+            lm: &tiny.lm,
+            strategy: Strategy::Parallel,
+            losses,
+            said: said.map(RefCell::new),
+        };
+        let loss = model.losses(&trainee, &batch(), true).unwrap().value();
+        (loss.unwrap(), model.said.map(RefCell::into_inner))
+    };
+    let (whole, _) = loss(None);
+    let (all, _) = loss(Some(Said::new(288, 0)));
+    assert!((whole - all).abs() < 1e-4, "{whole} {all}");
+    let (few, said) = loss(Some(Said::new(4, 1 << 20)));
+    assert!((whole - few).abs() > 1e-4, "{whole} {few}");
+    assert_eq!(loss(said).0.to_bits(), few.to_bits());
+    // Of the batch's question alone: words that are known are taken as they are.
+    let query = &batch().queries[2];
+    let mut other = Said::new(4, 1 << 20);
+    let said = Likeliest {
+        count: 4,
+        tokens: [5, 6, 7, 8].repeat(query.scored),
+        probabilities: vec![0.25; 4 * query.scored],
+    };
+    let name = crate::teacher::key(&batch().windows[query.window], &query.tokens, query.scored);
+    other.put(name, said);
+    assert!((loss(Some(other)).0 - few).abs() > 1e-3);
 }
