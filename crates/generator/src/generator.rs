@@ -1,6 +1,7 @@
 //! A loaded generator: its sites, and what concerns all of them at once.
 //!
-//! Start at [`Generator::load`]; [`Generator::read_out`] turns a state into the core that serving needs.
+//! Start at [`Generator::load`]; [`Generator::read_out`] turns a state into the core that serving needs, at once or
+//! with other work in between ([`CoreReading`]).
 
 use std::{fs::File, io::Read, ops::Range, path::Path};
 
@@ -13,7 +14,7 @@ use crate::{
     cores::{Core, SiteCore},
     error::Error,
     export::{self, PeftExport},
-    gate::{Gate, Gates},
+    gate::{Gate, Gates, SiteGate},
     read_out,
     site::{BaseShape, Site, SiteId},
     state::{Keeps, State, Window},
@@ -33,6 +34,29 @@ pub struct Generator {
     /// Shared by all that begin with it.
     empty: State,
     gate: Option<Gate>,
+}
+
+/// A core that is being read out of a state, site by site.
+#[derive(Debug)]
+pub struct CoreReading {
+    state: State,
+    gated: bool,
+    /// Of the first sites.
+    read: Vec<(SiteCore, Option<SiteGate>)>,
+}
+
+impl CoreReading {
+    /// What is read out.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The same, when it is done with.
+    #[must_use]
+    pub fn into_state(self) -> State {
+        self.state
+    }
 }
 
 impl Generator {
@@ -191,7 +215,7 @@ impl Generator {
     /// [`Error::NotFinite`], [`Error::NotPositive`] or [`Error::NotConverged`] of the first site that cannot be read
     /// out; [`Error::Foreign`] for a state of another generator.
     pub fn read_out(&self, state: &State) -> Result<Core, Error> {
-        self.read(state, None)
+        self.read(state, false)
     }
 
     /// The same core with gates, for text that may not concern it; without, if the generator has none.
@@ -199,31 +223,73 @@ impl Generator {
     /// # Errors
     /// As [`Generator::read_out`].
     pub fn read_out_gated(&self, state: &State) -> Result<Core, Error> {
-        self.read(state, self.gate.as_ref())
+        self.read(state, true)
     }
 
-    fn read(&self, state: &State, gate: Option<&Gate>) -> Result<Core, Error> {
+    fn read(&self, state: &State, gated: bool) -> Result<Core, Error> {
+        let mut read_out = self.begin_read_out(state.try_clone()?, gated)?;
+        let core = self.go_on(&mut read_out, self.sites.len())?;
+        Ok(core.expect("all sites were read"))
+    }
+
+    /// Begins to read a core out of a state, with gates if they are asked for and the generator has some; [`Generator::go_on`] does it.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] for a state of another generator.
+    pub fn begin_read_out(&self, state: State, gated: bool) -> Result<CoreReading, Error> {
         if state.len() != self.sites.len() {
             return Err(Error::Foreign {
                 detail: format!("a state of {} sites, not {}", state.len(), self.sites.len()),
             });
         }
+        Ok(CoreReading {
+            state,
+            gated,
+            read: Vec::with_capacity(self.sites.len()),
+        })
+    }
+
+    /// Sites that are read out at the same time.
+    #[must_use]
+    pub fn side_by_side() -> usize {
+        rayon::current_num_threads()
+    }
+
+    /// Reads the next `sites` sites, side by side; the core once it has been called for all of them. However it is cut, the bits are
+    /// those of [`Generator::read_out`].
+    ///
+    /// # Errors
+    /// As [`Generator::read_out`]; what was begun is then of no more use.
+    pub fn go_on(&self, read_out: &mut CoreReading, sites: usize) -> Result<Option<Core>, Error> {
+        let CoreReading { state, gated, read } = read_out;
         state.check_here()?;
         if state.is_empty() {
-            return Ok(Core::of(self.sites.iter().map(|_| SiteCore::Zero)));
+            return Ok(Some(Core::of(self.sites.iter().map(|_| SiteCore::Zero))));
         }
-        let read = |(index, site): (usize, &Site)| {
+        let gate = self.gate.as_ref().filter(|_| *gated);
+        let first = read.len();
+        let next = self.sites.get(first..).unwrap_or_default();
+        let next = &next[..sites.min(next.len())];
+        let one = |(at, site): (usize, &Site)| {
+            let index = first + at;
             let (s, g, mass) = state.parts(index)?;
             let keys = gate.and_then(|gate| gate.keys(index));
             read_out::read_out(self.config.read_out, site, s, g, mass, keys)
         };
-        let cores: Vec<Result<_, Error>> = self.sites.par_iter().enumerate().map(read).collect();
-        let cores = cores.into_iter().collect::<Result<Vec<_>, Error>>()?;
-        let (sites, gates) = cores.into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
-        Ok(Core {
+        let new: Vec<Result<_, Error>> = next.par_iter().enumerate().map(one).collect();
+        for one in new {
+            read.push(one?);
+        }
+        if read.len() < self.sites.len() {
+            return Ok(None);
+        }
+        let (sites, gates) = std::mem::take(read)
+            .into_iter()
+            .unzip::<_, _, Vec<_>, Vec<_>>();
+        Ok(Some(Core {
             gates: gate.map(|gate| Gates::new(gate, gates)),
             ..Core::of(sites)
-        })
+        }))
     }
 
     /// The full weight delta (alpha / R2) B Nᵀ A1 [Dout, Din] of a site, f32 (tests, merging).

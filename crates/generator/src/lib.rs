@@ -34,7 +34,7 @@ pub use cores::{Core, PlainCore};
 pub use error::Error;
 pub use export::PeftExport;
 pub use gate::{Doubt, GATE_FILE, Gate};
-pub use generator::Generator;
+pub use generator::{CoreReading, Generator};
 pub use site::{BaseShape, Module, Site, SiteId, SiteRows, WriteRows, normed_embeddings};
 pub use state::{Elsewhere, PlainSums, State, Window};
 pub use trace::Trace;

@@ -1,7 +1,8 @@
 //! Read-outs: the matrix N that a state stands for.
 //!
 //! Pure functions of one site's sums, factorised in f64 by faer on one thread, so that equal sums give equal
-//! bits on equal machines; sites run beside each other. Start at [`read_out`].
+//! bits on equal machines; sites run beside each other. Ridge cores that are rounded to 8 bits anyway are solved for in f32 by
+//! [`kernels::ridge`] where that is as good ([`F32_REACH`]). Start at [`read_out`].
 
 use candle_core::{Device, Tensor};
 use faer::{
@@ -13,12 +14,18 @@ use faer::{
         svd::{self, ComputeSvdVectors},
     },
 };
+use kernels::{Floats, Linear};
 
 use crate::{config::ReadOut, cores::SiteCore, error::Error, gate::SiteGate, site::Site};
 
 /// tau: singular values below tau * sigma_1 are rounding noise. The published read-out keeps them and lifts
 /// them to 1, so that a context of 20 tokens fills 84 % of N's energy with noise (GENERATOR.md).
 pub(crate) const RELATIVE_CUTOFF: f64 = 1e-6;
+
+/// Of sums whose trace is at most so many lambdas (some 100,000 tokens of the generator that ships) the ridge core is solved for in f32.
+/// What that changes is less than what the f32 sums' own rounding has changed: in a model of it in numpy, of keys of 256 numbers with a spectrum that falls as 1/√i, at a trace
+/// of 330,000 lambdas, 9e-8 of N beside 4e-7, and beside 5e-3 by which rounding it to 8 bits does.
+pub(crate) const F32_REACH: f64 = 1_048_576.0;
 
 /// Reads one site's core out of its sums: s [R1, R2], g [R1, R1], mass = Σ ||k_t|| ||v_t||; a ridge core with its gate, if the
 /// second moment of unit keys [R1, R1] is given.
@@ -40,6 +47,11 @@ pub(crate) fn read_out(
                 site.id()
             ),
         });
+    }
+    if kind == ReadOut::Ridge
+        && let Some(read) = ridge_in_f32(site, s, g, keys)?
+    {
+        return Ok(read);
     }
     let s = finite(s)?.ok_or_else(not_finite)?; // [R1, R2]
     if !mass.is_finite() {
@@ -98,6 +110,66 @@ pub(crate) fn read_out(
     let core = core.to_tensors()?.ok_or_else(not_finite)?;
     let core = if site.rounds() { core.rounded()? } else { core };
     Ok((core, gate))
+}
+
+/// The core of a site that rounds, and its gate, by f32; None where that does not suffice, or the core is none in 8 bits.
+fn ridge_in_f32(
+    site: &Site,
+    s: &Tensor,
+    g: Option<&Tensor>,
+    keys: Option<&Tensor>,
+) -> Result<Option<(SiteCore, Option<SiteGate>)>, Error> {
+    let (r1, r2, max_rank) = site.ranks();
+    let (Some(g), Some(lambda)) = (g.filter(|g| g.dims() == [r1, r1]), site.ridge) else {
+        return Ok(None);
+    };
+    if !site.rounds() || max_rank * (r1 + r2) < r1 * r2 {
+        return Ok(None);
+    }
+    let g = &g.contiguous()?; // [R1, R1]
+    let trace: f64 = {
+        let g = Floats::of(g)?;
+        g.iter()
+            .step_by(r1 + 1)
+            .map(|value| f64::from(*value))
+            .sum()
+    };
+    if trace.is_nan() || trace > F32_REACH * lambda {
+        return Ok(None);
+    }
+    let sides = [s, g];
+    let Some(solved) = kernels::ridge(g, lambda, &sides[..1 + usize::from(keys.is_some())])? else {
+        return Ok(None);
+    };
+    let Some(core) = solved
+        .first()
+        .map(Linear::rounded_of)
+        .transpose()?
+        .flatten()
+    else {
+        return Ok(None);
+    };
+    // What is known of each key is a symmetric matrix but for rounding, and is only ever asked for between a key and itself.
+    let gate = match solved.get(1).zip(keys) {
+        None => None,
+        Some((_, keys)) if keys.dims() != [r1, r1] => return Ok(None),
+        Some((known, keys)) => {
+            let keys = keys.contiguous()?;
+            let expected: f64 = {
+                let (known, keys) = (Floats::of(known)?, Floats::of(&keys)?);
+                known
+                    .iter()
+                    .zip(keys.iter())
+                    .map(|(n, c)| f64::from(*n) * f64::from(*c))
+                    .sum()
+            };
+            if !expected.is_finite() {
+                return Ok(None);
+            }
+            Some(SiteGate::new(known.clone(), expected))
+        }
+    };
+    Ok(Some((SiteCore::Rounded(core), gate)))
 }
 
 /// The gate of what is known of each key, (G + lambda I)⁻¹ G [R1, R1]; keys: the second moment of unit keys [R1, R1]. `None` if a

@@ -5,12 +5,16 @@
 //! Start at [`State::add_window`].
 
 mod elsewhere;
+mod gathered;
 
 use std::{ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
+use kernels::Floats;
+use rayon::prelude::*;
 
 pub use self::elsewhere::{Elsewhere, PlainSums};
+use self::gathered::Gathered;
 use crate::{error::Error, site::Site, trace::Rows};
 
 /// S [R1, R2] and, for a ridge read-out, G [R1, R1] of one site, f32.
@@ -88,6 +92,20 @@ impl Sums {
         Ok(())
     }
 
+    /// self + weight * other, in memory of its own.
+    fn plus(&self, other: &Self, weight: f32) -> Result<Self, Error> {
+        let g = match (&self.g, &other.g) {
+            (Some(g), Some(theirs)) => Some(sum_of(g, theirs, weight)?),
+            _ => None,
+        };
+        let mass = self.mass.zip(other.mass);
+        Ok(Self {
+            s: sum_of(&self.s, &other.s, weight)?,
+            g,
+            mass: mass.map(|(mine, theirs)| mine + f64::from(weight).abs() * theirs),
+        })
+    }
+
     /// S += k_tᵀ v_t, G += k_tᵀ k_t for the rows t of `range`, in order. k [T, R1], v [T, R2].
     pub(crate) fn accumulate(
         &mut self,
@@ -122,6 +140,15 @@ impl Sums {
         let g = self.g.as_ref().map_or(0, Tensor::elem_count);
         (self.s.elem_count() + g) * size_of::<f32>() + size_of::<f64>()
     }
+}
+
+/// a + w b of one shape, element by element, with the bits of [`AddScaled`].
+fn sum_of(a: &Tensor, b: &Tensor, w: f32) -> Result<Tensor, Error> {
+    let sum = {
+        let (a, b) = (Floats::of(a)?, Floats::of(b)?);
+        a.iter().zip(b.iter()).map(|(a, b)| a + w * b).collect()
+    };
+    Ok(Tensor::from_vec::<_, f32>(sum, a.shape(), &Device::Cpu)?)
 }
 
 /// a += w b, element by element.
@@ -166,6 +193,8 @@ pub(crate) struct Pending {
 #[derive(Debug)]
 pub(crate) struct SiteWindow {
     sums: Sums,
+    /// What was written and is not in the sums yet, in a window that gathers.
+    gathered: Option<Gathered>,
     pub(crate) pending: Option<Pending>,
     /// Tokens that have passed.
     pub(crate) position: usize,
@@ -186,12 +215,27 @@ impl SiteWindow {
         if range.is_empty() {
             return Ok(());
         }
-        self.sums.accumulate(k, v, range.clone())?;
+        let gathers = match &mut self.gathered {
+            Some(gathered) => gathered.push(k, v, range.clone())?,
+            None => false,
+        };
+        if !gathers {
+            self.settle()?;
+            self.sums.accumulate(k, v, range.clone())?;
+        }
         if let Some(rows) = &mut self.rows {
             rows.push(k, v, range.clone())?;
         }
         self.writes += range.len() as u64;
         Ok(())
+    }
+
+    /// Brings what is gathered into the sums.
+    fn settle(&mut self) -> Result<(), Error> {
+        match &mut self.gathered {
+            Some(gathered) => gathered.settle(&mut self.sums),
+            None => Ok(()),
+        }
     }
 
     /// An error if the sums are not of that site's form.
@@ -223,6 +267,7 @@ impl Window {
         let site = |keeps| {
             Ok(SiteWindow {
                 sums: Sums::new(keeps)?,
+                gathered: None,
                 pending: None,
                 position: 0,
                 writes: 0,
@@ -246,6 +291,33 @@ impl Window {
         })
     }
 
+    /// The same window, gathering what few tokens write until there is more of it, as the sums are large beside it. The bits of the sums
+    /// do not change; they are whole once it is [settled](Self::settle).
+    #[must_use]
+    pub fn gathering(mut self) -> Self {
+        if let Some(sites) = Arc::get_mut(&mut self.sites) {
+            for site in sites {
+                site.gathered = Some(Gathered::default());
+            }
+        }
+        self
+    }
+
+    /// Brings what is gathered into the sums.
+    ///
+    /// # Errors
+    /// As [`Window::try_clone`].
+    pub fn settle(&mut self) -> Result<(), Error> {
+        let gathered =
+            |site: &SiteWindow| site.gathered.as_ref().is_some_and(|all| !all.is_empty());
+        if self.sites.iter().any(gathered) {
+            for index in 0..self.sites.len() {
+                self.site_mut(index)?.settle()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Tokens that have passed through it.
     pub fn tokens(&self) -> usize {
         self.sites.first().map_or(0, |site| site.position)
@@ -256,7 +328,7 @@ impl Window {
         self.sites.iter().map(|site| site.sums.bytes()).sum()
     }
 
-    /// S [R1, R2] of a site, and G [R1, R1] where the read-out asks for it.
+    /// S [R1, R2] of a site, and G [R1, R1] where the read-out asks for it; of a window that gathers once it is settled.
     pub fn sums(&self, site: usize) -> Option<(&Tensor, Option<&Tensor>)> {
         self.sites
             .get(site)
@@ -286,6 +358,7 @@ impl Window {
             let copy = |site: &SiteWindow| {
                 let SiteWindow {
                     sums,
+                    gathered,
                     pending,
                     position,
                     writes,
@@ -293,6 +366,7 @@ impl Window {
                 } = site;
                 Ok(SiteWindow {
                     sums: sums.copy()?,
+                    gathered: gathered.clone(),
                     pending: pending.clone(),
                     position: *position,
                     writes: *writes,
@@ -334,6 +408,9 @@ impl State {
     /// [`Error::Foreign`] if the two are not of one generator, [`Error::Weight`] for a weight that is not finite;
     /// the state is as it was.
     pub fn add_window(&mut self, window: &Window, weight: f32) -> Result<(), Error> {
+        let mut settled = window.try_clone()?;
+        settled.settle()?;
+        let window = &settled;
         let sums: Vec<_> = window.sites.iter().map(|site| &site.sums).collect();
         let writes = window
             .sites
@@ -438,25 +515,26 @@ impl State {
             self.sites = match whole {
                 Some(sites) => Arc::clone(sites),
                 None => {
-                    let copies = other.iter().map(|sums| sums.copy());
-                    Arc::new(copies.collect::<Result<_, Error>>()?)
+                    let copies: Vec<_> = other.par_iter().map(|sums| sums.copy()).collect();
+                    Arc::new(copies.into_iter().collect::<Result<_, Error>>()?)
                 }
             };
             self.writes = writes;
             return Ok(());
         }
-        if Arc::get_mut(&mut self.sites).is_none() {
-            self.sites = Arc::new(
-                self.sites
-                    .iter()
-                    .map(Sums::copy)
-                    .collect::<Result<_, Error>>()?,
-            );
-        }
-        let sites =
-            Arc::get_mut(&mut self.sites).expect("the sums were just made this state's own");
-        for (mine, theirs) in sites.iter_mut().zip(other) {
-            mine.add(theirs, weight)?;
+        // Sites side by side: it is memory that takes the time.
+        if let Some(sites) = Arc::get_mut(&mut self.sites) {
+            let added = sites.par_iter_mut().zip(other);
+            let added: Vec<_> = added
+                .map(|(mine, theirs)| mine.add(theirs, weight))
+                .collect();
+            added.into_iter().collect::<Result<(), Error>>()?;
+        } else {
+            let sums = self.sites.par_iter().zip(other);
+            let sums: Vec<_> = sums
+                .map(|(mine, theirs)| mine.plus(theirs, weight))
+                .collect();
+            self.sites = Arc::new(sums.into_iter().collect::<Result<_, Error>>()?);
         }
         self.writes = self.writes.saturating_add(writes);
         Ok(())

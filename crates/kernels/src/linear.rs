@@ -137,6 +137,17 @@ impl Linear {
         Self::of(Panels::rounded(&self.panels.values(), out, width))
     }
 
+    /// What [`Linear::rounded`] makes of the map of an f32 tensor [out, in]; None where its inputs are not whole blocks of 32.
+    pub fn rounded_of(weight: &Tensor) -> Result<Option<Self>> {
+        let (out, width) = weight.dims2()?;
+        if out == 0 || width == 0 || WeightFormat::Q8.row_bytes(width).is_none() {
+            return Ok(None);
+        }
+        let weight = weight.contiguous()?;
+        let values = Floats::of(&weight)?;
+        Ok(Some(Self::of(Panels::rounded(&values, out, width))))
+    }
+
     /// Bytes that the weights of a rounded map [out, in] take; None where there is no such map.
     pub fn rounded_size(out_features: usize, in_features: usize) -> Option<usize> {
         let row = WeightFormat::Q8.row_bytes(in_features)?;

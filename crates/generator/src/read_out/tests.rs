@@ -359,3 +359,109 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_core_that_is_read_out_in_portions_is_the_core_that_is_read_out_at_once() {
+    for generator in all() {
+        let state = state(&generator, &[(1, 9)]);
+        for gated in [false, true] {
+            let mut reading = generator
+                .begin_read_out(state.try_clone().unwrap(), gated)
+                .unwrap();
+            let mut portions = 0;
+            let core = loop {
+                portions += 1;
+                if let Some(core) = generator.go_on(&mut reading, 1).unwrap() {
+                    break core;
+                }
+            };
+            assert_eq!(portions, generator.sites().len());
+            let once = generator.read_out(&state).unwrap();
+            for site in 0..portions {
+                let [want, got] =
+                    [&once, &core].map(|core| core.matrix(site).unwrap().map(|n| bits(&n)));
+                assert_eq!(want, got);
+            }
+        }
+        let empty = generator.new_state().unwrap();
+        let mut reading = generator.begin_read_out(empty, false).unwrap();
+        assert!(
+            generator
+                .go_on(&mut reading, 1)
+                .unwrap()
+                .is_some_and(|core| core.is_zero())
+        );
+    }
+}
+
+/// A generator whose sites round, with ranks of whole blocks, and the same in f32.
+fn rounding() -> [Generator; 2] {
+    let spec = GeneratorSpec {
+        r1: 64,
+        r2: 32,
+        rank: 64,
+        modules: vec!["o_proj"],
+        ..GeneratorSpec::default()
+    };
+    let plain = tiny(&spec);
+    [tiny(&spec).rounded(|_| true), plain]
+}
+
+#[test]
+fn a_core_in_8_bits_is_solved_for_in_f32_where_that_is_as_good() {
+    let [rounded, plain] = rounding();
+    let lambda = plain.sites()[0].ridge.unwrap();
+    for (tokens, size) in [(40, 1.0), (400, 1.0), (400, 1e4)] {
+        let (s, g) = sums(9, 64, 32, tokens);
+        let (s, g) = ((s * size).unwrap(), (g * size).unwrap());
+        let state = of(&s, Some(&g), None);
+        // What rounding does to the core that f64 gives.
+        let want = plain.read_out(&state).unwrap().matrix(0).unwrap().unwrap();
+        let in_8_bits = Linear::rounded_of(&want.t().unwrap()).unwrap().unwrap();
+        let rounding = relative_error(&in_8_bits.dequantize().unwrap().t().unwrap(), &want);
+        let got = rounded.read_out(&state).unwrap();
+        assert_eq!(got.bytes(), 2 * in_8_bits.bytes(), "it is kept in 8 bits");
+        let error = relative_error(&got.matrix(0).unwrap().unwrap(), &want);
+        assert!(
+            error < 1.05 * rounding,
+            "{tokens} tokens: {error}, rounding {rounding}"
+        );
+        let site = &rounded.sites()[0];
+        let in_f32 = ridge_in_f32(site, &s, Some(&g), None).unwrap();
+        let trace = 64.0 * tokens as f64 * size;
+        assert_eq!(
+            in_f32.is_some(),
+            trace < F32_REACH * lambda,
+            "{tokens} tokens"
+        );
+        assert!(
+            ridge_in_f32(&plain.sites()[0], &s, Some(&g), None)
+                .unwrap()
+                .is_none()
+        );
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_refused_where_cores_are_in_8_bits_too() {
+    let [rounded, _] = rounding();
+    let (s, g) = sums(9, 64, 32, 40);
+    let nan = |t: &Tensor| (t * f64::NAN).unwrap();
+    for (s, g) in [
+        (nan(&s), g.clone()),
+        (s.clone(), nan(&g)),
+        (nan(&s), nan(&g)),
+    ] {
+        let refused = rounded.read_out(&of(&s, Some(&g), None));
+        assert!(
+            matches!(refused, Err(Error::NotFinite { .. })),
+            "{refused:?}"
+        );
+    }
+    let negative = (&g * -1.0).unwrap();
+    let refused = rounded.read_out(&of(&s, Some(&negative), None));
+    assert!(
+        matches!(refused, Err(Error::NotPositive { .. })),
+        "{refused:?}"
+    );
+}

@@ -203,3 +203,46 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn a_window_that_gathers_comes_to_the_same_sums(cuts in prop::collection::vec(1usize..20, 1..8)) {
+        for generator in all() {
+            let mut plain = generator.new_window().unwrap();
+            let mut gathering = generator.new_window().unwrap().gathering();
+            for (seed, len) in (1..).zip(&cuts) {
+                push(&generator, &mut plain, seed, *len);
+                push(&generator, &mut gathering, seed, *len);
+            }
+            let [mut want, mut got] = [(); 2].map(|()| generator.new_state().unwrap());
+            want.add_window(&plain, 1.0).unwrap();
+            got.add_window(&gathering, 1.0).unwrap();
+            prop_assert_eq!(state_bits(&got), state_bits(&want));
+            // A fork settles for itself.
+            let mut fork = gathering.try_clone().unwrap();
+            fork.settle().unwrap();
+            push(&generator, &mut gathering, 90, 3);
+            push(&generator, &mut fork, 90, 3);
+            push(&generator, &mut plain, 90, 3);
+            for mut window in [gathering, fork] {
+                window.settle().unwrap();
+                prop_assert_eq!(window_bits(&generator, &window), window_bits(&generator, &plain));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_gathers_what_few_tokens_write() {
+    for generator in all() {
+        let mut window = generator.new_window().unwrap().gathering();
+        let empty = window_bits(&generator, &window);
+        push(&generator, &mut window, 1, 5);
+        assert_eq!(window_bits(&generator, &window), empty);
+        // Many tokens bring them along.
+        push(&generator, &mut window, 2, 40);
+        assert_ne!(window_bits(&generator, &window), empty);
+    }
+}

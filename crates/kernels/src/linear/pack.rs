@@ -235,6 +235,15 @@ impl Panels {
             put_scale(&mut group[shape.scales..shape.head()], lane, row.minima[g]);
             let codes = &row.codes[g * shape.group..][..shape.group];
             let packed = &mut group[shape.head()..];
+            if (layout, shape.codes) == (Layout::Quads, 2 * LANES) {
+                // What every read-out does to a core.
+                for (quads, codes) in packed.chunks_exact_mut(4 * LANES).zip(codes.chunks(4)) {
+                    for (to, code) in quads[4 * lane..].iter_mut().zip(codes) {
+                        *to = code.cast_unsigned();
+                    }
+                }
+                continue;
+            }
             for (k, &code) in codes.iter().enumerate() {
                 let (byte, shift) = shape.place(layout, k, lane);
                 packed[byte] |= code.cast_unsigned() << shift;
