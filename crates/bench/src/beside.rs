@@ -1,16 +1,19 @@
 //! `imprint bench beside`: the time between two tokens of an answer, quiet and beside a long ingest.
 //!
 //! The engine in a plain loop. Answers run all the time, another as soon as one ends; then a session is told documents beside them. Answers and
-//! context are arbitrary tokens. The ingest is cut off after a while: one step beside it is like the next. Start at [`run`].
+//! context are arbitrary tokens. A gap is between two tokens of one answer: the first token of an answer ends none, as what it waits for is its
+//! prompt. Answers are short, so that the quiet gaps and those beside the ingest are of answers of the same lengths. The ingest is cut off
+//! after a while: one step beside it is like the next. Start at [`run`].
 
 use std::{
+    collections::HashSet,
     io::Write,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use engine::{Chosen, Config, DocumentId, Event, Seq, TokenId};
+use engine::{Chosen, Config, DocumentId, Event, RequestId, Seq, TokenId};
 use serde_json::json;
 
 use crate::{
@@ -22,13 +25,13 @@ use crate::{
 
 /// Tokens of a question and of an answer.
 const QUESTION: usize = 16;
-const ANSWER: usize = 1000;
+const ANSWER: usize = 256;
 /// Tokens of a chunk and of a document.
 const CHUNK: usize = 1024;
 const DOCUMENT: usize = 4096;
 /// Gaps that are not counted, and those that are, without an ingest.
 const WARM_UP: usize = 20;
-const QUIET: usize = 300;
+const QUIET: usize = 600;
 /// Between two words on how far it is.
 const NEWS: Duration = Duration::from_secs(10);
 
@@ -55,6 +58,8 @@ struct Bench {
     wanted: usize,
     running: usize,
     asked: usize,
+    /// Answers that have had a token.
+    begun: HashSet<RequestId>,
     last: Instant,
     /// Context tokens that are read.
     read: usize,
@@ -69,7 +74,7 @@ impl Bench {
             .collect()
     }
 
-    /// One step, all answers running; the time since the last tokens, if it drew some.
+    /// One step, all answers running; the time since the last tokens, if it drew another one of an answer.
     fn step(&mut self) -> Result<Option<Duration>> {
         while self.running < self.wanted {
             self.asked += 1;
@@ -79,10 +84,17 @@ impl Bench {
             self.running += 1;
         }
         let (mut drew, mut ended, mut read) = (false, 0, 0);
+        let (begun, mut goes_on) = (&mut self.begun, false);
         self.driver.step(|event| {
             match event {
-                Event::Token { .. } => drew = true,
-                Event::Finished { .. } => ended += 1,
+                Event::Token { request, .. } => {
+                    drew = true;
+                    goes_on |= !begun.insert(*request);
+                }
+                Event::Finished { request, .. } => {
+                    ended += 1;
+                    begun.remove(request);
+                }
                 Event::Encoded { tokens, .. } => read += tokens,
                 _ => {}
             }
@@ -90,10 +102,12 @@ impl Bench {
         })?;
         self.running -= ended;
         self.read += read;
-        Ok(drew.then(|| {
-            let now = Instant::now();
-            now - std::mem::replace(&mut self.last, now)
-        }))
+        if !drew {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let gap = now - std::mem::replace(&mut self.last, now);
+        Ok(goes_on.then_some(gap))
     }
 }
 
@@ -116,6 +130,7 @@ pub fn run(args: &Args, model: &Path, generator: Option<&Path>, threads: usize) 
         wanted: args.answers.into(),
         running: 0,
         asked: 0,
+        begun: HashSet::new(),
         last: Instant::now(),
         read: 0,
     };

@@ -214,7 +214,10 @@ fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Sample
             // The same tokens: read as a prompt, read as windows of their own, and told.
             let time = driver.prefill([(None, document.as_slice())])?;
             samples.add("prefill_of_the_document", rate(document.len(), time));
+            let before = driver.usage().read_out;
             ingest(driver, &mut samples, "ingest_1", &[document])?;
+            let time = driver.usage().read_out - before;
+            samples.add("read_outs_of_1", rate(document.len(), time));
             let alone = document.chunks(window).map(|window| (None, window));
             let time = driver.prefill(alone)?;
             samples.add("prefill_of_the_windows_1", rate(document.len(), time));
@@ -385,6 +388,12 @@ const RATIOS: &[(&str, &str, &str, Direction)] = &[
     (
         "ingest_vs_windows",
         "ingest_1",
+        "prefill_of_the_windows_1",
+        Direction::Time,
+    ),
+    (
+        "read_outs_vs_windows",
+        "read_outs_of_1",
         "prefill_of_the_windows_1",
         Direction::Time,
     ),

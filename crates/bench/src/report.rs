@@ -217,8 +217,7 @@ impl Report {
             };
         section("tokens a second", &self.figures, 1);
         section("ratios", &self.ranges, 3);
-        text +=
-            "\n..._vs_...: above 1 ours is faster; ingest..._vs_...: above 1 ours takes longer.\n";
+        text += "\n..._vs_...: above 1 ours is faster; ingest..._vs_... and read_outs_vs_...: the time that ours takes.\n";
         text
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     load::{Before, Load},
     machine::{Host, Machine},
     model::ModelInfo,
-    pace::Pace,
+    pace::{Pace, Portions},
     request::{Adapter, Request},
     scheduler::Turns,
     session::{Bounds, Context, Session},
@@ -72,6 +72,9 @@ pub struct Usage {
     pub cached_tokens: u64,
     /// How many times a running request had to give up its blocks, to be computed again.
     pub preempted: u64,
+    /// Since the engine was loaded: how long read-outs of versions, and of cores for requests, took, with all that was settled beside
+    /// them (windows that closed, sums).
+    pub read_out: Duration,
     /// How long a request that came now would wait until its prompt is read, by what was measured; 0 where nothing was.
     pub wait: Duration,
 }
@@ -111,6 +114,8 @@ pub struct Engine {
     /// The tenant of which the last request started.
     last_started: TenantId,
     pace: Pace,
+    /// Whether what runs beside answers was put off for read-outs in the last step: in the next one it comes first.
+    put_off: bool,
     load: Load,
     /// When running answers had their last tokens.
     drawn: Option<Instant>,
@@ -123,6 +128,7 @@ pub struct Engine {
     /// Of the requests that started.
     cached_tokens: u64,
     preempted: u64,
+    read_out: Duration,
 }
 
 impl Engine {
@@ -201,6 +207,7 @@ impl Engine {
             turns: Turns::default(),
             last_started: TenantId::default(),
             pace: Pace::default(),
+            put_off: false,
             load: Load::default(),
             drawn: None,
             next_turn: 0,
@@ -209,6 +216,7 @@ impl Engine {
             prompt_tokens: 0,
             cached_tokens: 0,
             preempted: 0,
+            read_out: Duration::ZERO,
         })
     }
 
@@ -240,6 +248,7 @@ impl Engine {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             preempted: self.preempted,
+            read_out: self.read_out,
             wait: self.wait(),
         }
     }
@@ -342,12 +351,13 @@ impl Engine {
             && self
                 .sessions
                 .values()
-                .all(|session| session.wants().is_none())
+                .all(|session| session.wants().is_none() && !session.is_folding())
             && !self.stirs()
     }
 
     /// Takes the queued commands and runs one forward over a ragged batch. `now` is the caller's clock, read when the
-    /// step begins, and before and behind its forward: how long forwards take decides how much runs beside answers.
+    /// step begins, between portions of read-outs, and before and behind its forward: how long these take decides how much runs beside
+    /// answers.
     ///
     /// # Errors
     /// A broken engine. A bad command is an event.
@@ -364,14 +374,22 @@ impl Engine {
             }
         }
         self.tend(start, events);
-        self.settle(events);
+        let mut portions = self.portions(start);
+        let begun = now();
+        self.settle(&mut || portions.more(now()), events);
         self.secure();
-        self.admit(start, events);
+        // Requests have their own.
+        portions.owe();
+        self.admit(&mut || portions.more(now()), start, events);
         let ready = now();
         let spent = self.drawn.map_or(Duration::ZERO, |drawn| {
             ready.saturating_duration_since(drawn)
         });
-        let batch = self.batch(spent, events);
+        self.pace.read_out(&portions, ready);
+        if portions.given() > 0 {
+            self.read_out += ready.saturating_duration_since(begun);
+        }
+        let batch = self.batch((spent, portions.given()), events);
         self.announce()?;
         let output = self.forward(&batch)?;
         let done = now();
@@ -381,7 +399,11 @@ impl Engine {
         self.load.step(batch.prefill, batch.prefill_asked, all);
         self.hand_round(&batch, &output, done, events);
         if self.running.is_empty() {
-            self.settle(events);
+            let mut portions = Portions::all();
+            self.settle(&mut || portions.more(now()), events);
+            if portions.given() > 0 {
+                self.read_out += now().saturating_duration_since(done);
+            }
         }
         for slot in self.cores.freed() {
             self.machine.free(slot)?;
@@ -520,11 +542,25 @@ impl Engine {
         }
     }
 
-    fn settle(&mut self, events: &mut Vec<Event>) {
+    /// What may be read out in this step: all of it where no answer waits for its next token.
+    fn portions(&self, start: Instant) -> Portions {
+        let decode = self.running.iter().filter(|one| one.decodes()).count();
+        match self.drawn {
+            Some(drawn) if decode > 0 => self.pace.portions(decode, drawn, self.put_off),
+            _ if decode > 0 => self.pace.portions(decode, start, self.put_off),
+            _ => Portions::all(),
+        }
+    }
+
+    /// Does all that needs no forward, but for read-outs that no portion is left for. Who has read longest ago comes first.
+    fn settle(&mut self, portion: &mut dyn FnMut() -> bool, events: &mut Vec<Event>) {
         let stir = |session: &Session| !session.at_rest() || session.turn.is_some();
         let stirring = self.sessions.iter().filter(|(_, session)| stir(session));
-        let ids: Vec<_> = stirring.map(|(&id, _)| id).collect();
-        for id in ids {
+        let mut ids: Vec<_> = stirring
+            .map(|(&id, session)| (session.last_step, id))
+            .collect();
+        ids.sort_unstable();
+        for (_, id) in ids {
             // Its version may come now: whoever rests makes room, those among them whose own has just come.
             if self.sessions.get(&id).is_some_and(Session::takes_slot) {
                 self.make_slot_room(self.bounds.core_bytes, events);
@@ -541,6 +577,7 @@ impl Engine {
                 cores: &self.cores,
                 traces: &self.traces,
                 events,
+                portion: &mut *portion,
             });
             if session.wants().is_none() {
                 session.turn = None;

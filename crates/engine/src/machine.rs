@@ -5,7 +5,7 @@
 
 use std::{collections::HashSet, path::Path};
 
-use generator::{Core, Gate, Generator, State};
+use generator::{Core, CoreReading, Gate, Generator, State};
 use lm::{KvCache, Lm, LoadOptions, Row};
 
 use crate::{command::Sampling, config::Config, cores::Slot, error::Error, ids::TokenId};
@@ -115,6 +115,15 @@ pub trait Machine {
     /// # Errors
     /// As [`Generator::read_out`].
     fn read_out(&self, state: &State) -> Result<Core, generator::Error>;
+
+    /// Reads a portion of a core that was begun ([`Generator::begin_read_out`]): as much as keeps answers waiting for a small part of a
+    /// token's time, or all of it where that is no more. The core when it is done, with the bits of a read-out at once.
+    ///
+    /// # Errors
+    /// As [`Generator::read_out`].
+    fn read_on(&self, reading: &mut CoreReading) -> Result<Option<Core>, generator::Error> {
+        self.read_out(reading.state()).map(Some)
+    }
 }
 
 /// The processor.
@@ -149,6 +158,13 @@ impl Host {
         };
         let kv = KvCache::new(lm.config(), config.kv_blocks, config.block_size)?;
         Ok(Self { lm, kv, base })
+    }
+
+    fn own_generator(&self) -> Result<&Generator, generator::Error> {
+        let missing = || generator::Error::Foreign {
+            detail: "there is no generator".to_owned(),
+        };
+        self.lm.generator().ok_or_else(missing)
     }
 }
 
@@ -186,11 +202,11 @@ impl Machine for Host {
     }
 
     fn read_out(&self, state: &State) -> Result<Core, generator::Error> {
-        match self.lm.generator() {
-            Some(generator) => generator.read_out(state),
-            None => Err(generator::Error::Foreign {
-                detail: "there is no generator".to_owned(),
-            }),
-        }
+        self.own_generator()?.read_out(state)
+    }
+
+    fn read_on(&self, reading: &mut CoreReading) -> Result<Option<Core>, generator::Error> {
+        let generator = self.own_generator()?;
+        generator.go_on(reading, Generator::side_by_side())
     }
 }

@@ -103,6 +103,7 @@ impl Reading {
         least: usize,
         traces: &TraceBudget,
     ) -> Result<(), Error> {
+        self.sums.settle()?;
         if let Some(trace) = self.trace.take() {
             self.trace = trace.push(&self.sums, self.len, traces, self.before)?;
         }
@@ -119,9 +120,10 @@ impl Reading {
 }
 
 fn window(generator: &Generator, traced: bool) -> Result<Window, Error> {
-    if traced {
-        generator.new_traced_window()
+    let window = if traced {
+        generator.new_traced_window()?
     } else {
-        generator.new_window()
-    }
+        generator.new_window()?
+    };
+    Ok(window.gathering())
 }

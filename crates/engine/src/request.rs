@@ -14,6 +14,7 @@ use crate::{
     machine::Draw,
     prefix::PrefixKey,
     sampling::{Drawn, Sampler, score},
+    session::Folding,
 };
 
 /// Most rows of logits that one request asks of a step: they are the largest thing in it (V floats each).
@@ -89,6 +90,8 @@ pub(crate) struct Request {
     started: Option<Instant>,
     first_token: Option<Instant>,
     pub(crate) pin: Pin,
+    /// What it will be pinned to, while its core is being read out, and the session's version then.
+    pub(crate) composing: Option<(Version, Folding)>,
     pub(crate) blocks: Blocks,
 }
 
@@ -118,6 +121,7 @@ impl Request {
             started: None,
             first_token: None,
             pin: Pin::default(),
+            composing: None,
             blocks: Blocks::default(),
         };
         request.next_continuation();

@@ -19,7 +19,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use generator::{Generator, State, Strategy};
 
-pub(crate) use self::versions::Fold;
+pub(crate) use self::versions::{Fold, Folding};
 use crate::{
     blocks::{BlockAllocator, Blocks},
     cores::{CoreBudget, HeldCore},
@@ -75,6 +75,8 @@ pub(crate) struct Context<'a> {
     pub(crate) cores: &'a CoreBudget,
     pub(crate) traces: &'a TraceBudget,
     pub(crate) events: &'a mut Vec<Event>,
+    /// Whether another portion may be read out now.
+    pub(crate) portion: &'a mut dyn FnMut() -> bool,
 }
 
 /// Where reading stops until a version is published.
@@ -136,6 +138,8 @@ pub(crate) struct Session {
     read: Seq,
     /// Whether a window or a document has closed since the last version.
     due: bool,
+    /// The next version, while its core is being read out. Nothing is read meanwhile.
+    folding: Option<Folding>,
     newest: Published,
     /// Blocks of the open window.
     blocks: Blocks,
@@ -198,6 +202,7 @@ impl Session {
             marks: VecDeque::new(),
             read: Seq(0),
             due: false,
+            folding: None,
             newest,
             blocks: Blocks::default(),
             failed: None,
@@ -252,6 +257,7 @@ impl Session {
             marks: self.marks.clone(),
             read: self.read,
             due: self.due,
+            folding: None,
             newest: self.newest.clone(),
             blocks: Blocks::default(),
             failed: self.failed.clone(),
@@ -268,6 +274,11 @@ impl Session {
 
     pub(crate) fn newest(&self) -> &Published {
         &self.newest
+    }
+
+    /// Whether its next version is being read out: it goes on without a forward.
+    pub(crate) fn is_folding(&self) -> bool {
+        self.folding.is_some()
     }
 
     /// Blocks that the open window holds.

@@ -199,7 +199,7 @@ fn overlay_environment(
 /// The engine's budgets of `low_memory`, under those that are given. With the default model: 24 MB of keys and values (512 tokens),
 /// two sessions' states and three cores.
 const LOW_MEMORY: [(&str, i64); 7] = [
-    ("step_tokens", 256),
+    ("step_tokens", 128),
     ("kv_blocks", 32),
     ("max_running", 4),
     ("max_sessions", 16),

@@ -31,7 +31,7 @@ use crate::{
     session::{Context, Session},
 };
 
-/// Requests of one step at most whose core has to be read out first: the others' answers wait for it.
+/// Requests of one step at most whose core had to be read out first.
 const COMPOSED: usize = 2;
 
 /// Waiting requests whose cores the machine is told of.
@@ -117,9 +117,14 @@ impl Engine {
         self.waiting.insert(place, request);
     }
 
-    /// Starts requests, while there are places and blocks. A tenant of which none runs gets place and blocks from one of which more than
-    /// one does.
-    pub(super) fn admit(&mut self, now: Instant, events: &mut Vec<Event>) {
+    /// Starts requests, while there are places and blocks, and portions for the cores that have to be read out first. A tenant of which
+    /// none runs gets place and blocks from one of which more than one does.
+    pub(super) fn admit(
+        &mut self,
+        portion: &mut dyn FnMut() -> bool,
+        now: Instant,
+        events: &mut Vec<Event>,
+    ) {
         let mut composed = 0;
         while self.window_waits.0 == 0 {
             let mut running: BTreeMap<TenantId, usize> = BTreeMap::new();
@@ -131,7 +136,7 @@ impl Engine {
                 return;
             };
             let has_place = self.running.len() < self.config.max_running;
-            if has_place && self.start(index, &mut composed, now, events) {
+            if has_place && self.start(index, (&mut composed, portion), now, events) {
                 continue;
             }
             let none_runs = self
@@ -149,7 +154,7 @@ impl Engine {
     fn start(
         &mut self,
         index: usize,
-        composed: &mut usize,
+        (composed, portion): (&mut usize, &mut dyn FnMut() -> bool),
         now: Instant,
         events: &mut Vec<Event>,
     ) -> bool {
@@ -167,6 +172,10 @@ impl Engine {
                 *composed += usize::from(*composed == COMPOSED);
                 return false;
             }
+            if !self.compose(index, portion) {
+                *composed = COMPOSED + 1;
+                return false;
+            }
             *composed += 1;
             self.make_slot_room(self.bounds.core_bytes, events);
         }
@@ -174,7 +183,7 @@ impl Engine {
             return false;
         };
         if !request.has_started() {
-            request.pin = self.pin(&request);
+            request.pin = self.pin(&mut request);
         }
         request.reuse(&mut self.allocator);
         let missing = self.allocator.missing(&request.blocks, length);
@@ -251,8 +260,12 @@ impl Engine {
     }
 
     /// Decides who runs how many tokens, and gets windows their blocks. `spent` has gone by since running answers had their last
-    /// tokens.
-    pub(super) fn batch(&mut self, spent: Duration, events: &mut Vec<Event>) -> Batch {
+    /// tokens, and so many portions were read out in it.
+    pub(super) fn batch(
+        &mut self,
+        (spent, portions): (Duration, usize),
+        events: &mut Vec<Event>,
+    ) -> Batch {
         let decode = self
             .running
             .iter()
@@ -277,6 +290,11 @@ impl Engine {
         if decode > 0 {
             let most = self.config.max_bulk_beside_decode.min(left);
             left = self.pace.bulk(decode, most, spent, self.steps).min(left);
+            let wanted = !prefill.is_empty() || !context.is_empty();
+            self.put_off = wanted && portions > 0 && self.pace.is_over(decode, spent);
+            if self.put_off {
+                left = 0;
+            }
         }
         let (plan, next) = scheduler::plan(left, self.turns, &prefill, &context);
         self.turns = next;
@@ -334,6 +352,7 @@ impl Engine {
                     cores: &self.cores,
                     traces: &self.traces,
                     events,
+                    portion: &mut || true,
                 },
             ) {
                 batch.sessions.insert(id, tokens);

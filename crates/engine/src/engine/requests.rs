@@ -10,9 +10,10 @@ use crate::{
     error::RequestError,
     event::{Event, Finish},
     ids::{RequestId, SessionId, TenantId, TokenId, Version},
+    machine::Machine,
     request::{Adapter, Pin, Request, Work},
     sampling::Sampler,
-    session::{Fold, Session},
+    session::{Fold, Folding, Session},
 };
 
 impl Engine {
@@ -208,7 +209,8 @@ impl Engine {
     }
 
     /// The newest version of the request's session, made of what it names; the bare model for scale 0.
-    pub(super) fn pin(&self, request: &Request) -> Pin {
+    pub(super) fn pin(&self, request: &mut Request) -> Pin {
+        let composed = request.composing.take().map(|(_, folding)| folding.done());
         let adapter = &request.adapter;
         let session = adapter.session.and_then(|id| self.sessions.get(&id));
         let Some(session) = session
@@ -222,7 +224,7 @@ impl Engine {
             tokens,
             core,
             ..
-        }) = self.composed(session, &adapter.chosen)
+        }) = composed.filter(|fold| self.fits(fold))
         {
             return Pin {
                 version: newest.version,
@@ -239,20 +241,56 @@ impl Engine {
         }
     }
 
-    /// The fold of some of what a session was told; none if it cannot be had, or its core does not fit.
-    fn composed(&self, session: &Session, chosen: &Chosen) -> Option<Fold> {
-        let generator = self.machine.generator()?;
-        // A read-out that fails leaves the newest version, whose own went well.
-        let fold = if chosen.parts.is_empty() && chosen.gated {
-            session.gated_fold(&*self.machine)
-        } else {
-            session.fold_of(chosen, (generator, &*self.machine))
-        };
-        let fold = fold.ok().flatten()?;
-        let fits = fold
-            .core
-            .as_ref()
-            .is_none_or(|core| self.cores.check(core, None).is_ok());
-        fits.then_some(fold)
+    fn fits(&self, fold: &Fold) -> bool {
+        let core = fold.core.as_ref();
+        core.is_none_or(|core| self.cores.check(core, None).is_ok())
     }
+
+    /// Reads out what the request at this place in the line is made of, as long as portions are given; says whether that is done. If
+    /// the session has a new version meanwhile it is begun again, and then done at once: nothing that was forgotten is answered with,
+    /// and nobody waits for ever.
+    pub(super) fn compose(&mut self, index: usize, portion: &mut dyn FnMut() -> bool) -> bool {
+        let Some(request) = self.waiting.get_mut(index) else {
+            return true;
+        };
+        let adapter = &request.adapter;
+        let session = adapter.session.and_then(|id| self.sessions.get(&id));
+        let session = session
+            .filter(|session| adapter.scale != 0.0 && session.newest().version != Version(0));
+        let Some(session) = session else {
+            request.composing = None;
+            return true;
+        };
+        let version = session.newest().version;
+        let (mut folding, late) = match request.composing.take() {
+            Some((at, folding)) if at == version => (folding, false),
+            begun => match composed(session, &request.adapter.chosen, &*self.machine) {
+                Some(folding) => (folding, begun.is_some()),
+                None => return true,
+            },
+        };
+        while !folding.is_done() {
+            if !portion() && !late {
+                request.composing = Some((version, folding));
+                return false;
+            }
+            if folding.go_on(&*self.machine).is_err() {
+                // The newest version is left, whose own read-out went well.
+                return true;
+            }
+        }
+        request.composing = Some((version, folding));
+        true
+    }
+}
+
+/// The fold of some of what a session was told, to be read out; none if it cannot be had.
+fn composed(session: &Session, chosen: &Chosen, machine: &dyn Machine) -> Option<Folding> {
+    let generator = machine.generator()?;
+    let folding = if chosen.parts.is_empty() && chosen.gated {
+        session.gated_fold(machine)
+    } else {
+        session.fold_of(chosen, (generator, machine))
+    };
+    folding.ok().flatten()
 }

@@ -140,6 +140,7 @@ impl Engine {
                 cores: &self.cores,
                 traces: &self.traces,
                 events,
+                portion: &mut || true,
             },
         )
     }

@@ -55,6 +55,24 @@ proptest! {
     }
 
     #[test]
+    fn a_cost_that_does_not_hang_on_the_tokens_is_not_taken_for_theirs(
+        alone in 5.0f64..100.0, share in 0.005f64..0.03, fixed in 0.1f64..0.4, noise in 0.0f64..0.05, seed in 0u64..1000,
+    ) {
+        let machine = Machine { alone, token: share * alone, fixed: fixed * alone };
+        let mut pace = Pace::default();
+        let mut random = testkit::Random::new(seed);
+        let mut tokens = 0;
+        for step in 0..900 {
+            let bulk = pace.bulk(1, 512, Duration::ZERO, step);
+            let took = machine.takes(bulk).mul_f64(1.0 + noise * (2.0 * random.uniform() - 1.0));
+            pace.saw(1, bulk, took, step);
+            tokens += if step < 300 { 0 } else { bulk };
+        }
+        let most = (0.7 * alone - machine.fixed) / machine.token;
+        prop_assert!(tokens as f64 >= 600.0 * (0.7 * most - 1.5), "{} of {most} a step", tokens as f64 / 600.0);
+    }
+
+    #[test]
     fn bulk_keeps_its_bounds(decode in 0usize..100_000, most in 0usize..600, spent in 0u64..1000, took in 0u64..1000, bulk in 0usize..600) {
         let mut pace = Pace::default();
         for step in 0..200 {
@@ -86,4 +104,48 @@ fn a_clock_that_stands_still_measures_nothing() {
         assert_eq!(pace.bulk(1, 512, Duration::ZERO, step), UNKNOWN);
         pace.saw(1, UNKNOWN, Duration::ZERO, step);
     }
+}
+
+#[test]
+fn a_step_that_was_kept_waiting_is_one_step() {
+    let machine = Machine {
+        alone: 10.0,
+        token: 0.5,
+        fixed: 1.0,
+    };
+    let mut pace = Pace::default();
+    run(&mut pace, machine, 0, 200);
+    let before = pace.bulk(1, 512, Duration::ZERO, 201);
+    pace.saw(1, before, Duration::from_secs(3), 201);
+    let after = pace.bulk(1, 512, Duration::ZERO, 202);
+    assert!(after >= before / 2, "{before} then {after}");
+}
+
+#[test]
+fn read_outs_take_the_time_that_is_left_and_one_portion_in_any_case() {
+    let machine = Machine {
+        alone: 10.0,
+        token: 0.5,
+        fixed: 1.0,
+    };
+    let (mut pace, start) = (Pace::default(), Instant::now());
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    // Where nothing is known of a clock, all that there is.
+    let mut all = pace.portions(1, start, true);
+    assert!((0..100).all(|_| all.more(start)));
+    run(&mut pace, machine, 0, 100);
+    // Portions of 3 ms: two of them end within the 7 that may be taken.
+    let mut first = pace.portions(1, start, false);
+    assert!(first.more(at(0)));
+    pace.read_out(&first, at(3));
+    let mut second = pace.portions(1, start, false);
+    let given = [0, 3, 6].map(|ms| second.more(at(ms)));
+    assert_eq!((given, second.given()), ([true, true, false], 2));
+    // However late it is, one; none where others come first.
+    let mut late = pace.portions(1, start, false);
+    assert_eq!([50, 51].map(|ms| late.more(at(ms))), [true, false]);
+    assert!(!pace.portions(1, start, true).more(start));
+    assert!(
+        !pace.is_over(1, Duration::from_millis(2)) && pace.is_over(1, Duration::from_millis(6))
+    );
 }

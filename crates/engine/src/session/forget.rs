@@ -25,6 +25,8 @@ impl Session {
         let Some(index) = self.documents.iter().position(|known| known.id == document) else {
             return Err(SessionError::UnknownDocument { document });
         };
+        // What is being read out may hold it.
+        self.folding = None;
         let rereading = self.rereading();
         let target = rereading.unwrap_or_else(|| self.read_place());
         let removed = self.documents.remove(index);
@@ -97,6 +99,7 @@ impl Session {
     /// Publishes what is left without a forgotten document, whether its core fits or not: what is forgotten must not go on
     /// answering.
     pub(super) fn renew_without(&mut self, cx: &Context<'_>) -> Result<(), generator::Error> {
+        self.settle_window()?;
         let fold = self.fold(self.reading.as_ref(), cx.machine)?;
         self.make_newest(fold, Seq(0), cx.cores);
         Ok(())

@@ -34,7 +34,7 @@ impl Session {
     /// What is read next: the index in the document of the first token to run, and how many may run from there in one row. These
     /// are tokens whose KV is missing while more of their window is to be read, else unread ones.
     pub(super) fn next(&self) -> Option<(usize, usize)> {
-        if self.failed.is_some() {
+        if self.failed.is_some() || self.folding.is_some() {
             return None;
         }
         let (reading, from, end) = match &self.tail {

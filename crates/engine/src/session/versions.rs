@@ -1,10 +1,12 @@
 //! Versions: windows and documents close, barriers are met, and what was read is folded and published.
 //!
-//! Start at [`Session::settle`].
+//! Beside running answers a core is read out a portion at a time, over several steps. What is begun is known by its digest and thrown away
+//! when another one is wanted: so whatever comes in between, a version is what it would be if it were read out at once. Start at
+//! [`Session::settle`].
 
-use std::sync::Arc;
+use std::{sync::Arc, task::Poll};
 
-use generator::{Core, Generator, State, Strategy};
+use generator::{Core, CoreReading, Generator, State, Strategy};
 
 use super::{Asks, Barrier, Context, Published, Session, Tail};
 use crate::{
@@ -29,26 +31,43 @@ impl Session {
     }
 
     fn try_settle(&mut self, cx: &mut Context<'_>) -> Result<(), generator::Error> {
-        loop {
-            if self.tail.is_some() {
-                if !self.settle_tail(cx)? {
-                    return Ok(());
-                }
-            } else if self.close(cx)? {
-                self.due = true;
-            } else if self
-                .barriers
-                .front()
-                .is_some_and(|barrier| self.read_place() >= barrier.place)
-            {
-                self.meet_barrier(cx)?;
-            } else {
-                if self.due && self.rereading().is_none() {
-                    let fold = self.fold(self.reading.as_ref(), cx.machine)?;
-                    self.publish_fold(fold, Seq(0), false, cx);
-                }
+        while let Poll::Ready(more) = self.settle_once(cx)? {
+            if !more {
+                self.folding = None;
                 return Ok(());
             }
+        }
+        Ok(())
+    }
+
+    /// Says whether there was something to do; pending while the next version is being read out.
+    fn settle_once(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, generator::Error> {
+        if self.tail.is_some() {
+            return self.settle_tail(cx);
+        }
+        if self.close(cx)? {
+            self.due = true;
+            return Ok(Poll::Ready(true));
+        }
+        let front = self.barriers.front();
+        if front.is_some_and(|barrier| self.read_place() >= barrier.place) {
+            return Ok(self.meet_barrier(cx)?.map(|()| true));
+        }
+        if self.due && self.rereading().is_none() {
+            self.settle_window()?;
+            let Poll::Ready(fold) = self.fold_on(cx)? else {
+                return Ok(Poll::Pending);
+            };
+            self.publish_fold(fold, Seq(0), false, cx);
+        }
+        Ok(Poll::Ready(false))
+    }
+
+    /// Brings what the open window gathers into its sums.
+    pub(super) fn settle_window(&mut self) -> Result<(), generator::Error> {
+        match &mut self.reading {
+            Some(reading) => reading.sums.settle(),
+            None => Ok(()),
         }
     }
 
@@ -87,11 +106,11 @@ impl Session {
         Ok(true)
     }
 
-    /// Answers the barrier at the front, or begins the provisional end that it asks for.
-    fn meet_barrier(&mut self, cx: &mut Context<'_>) -> Result<(), generator::Error> {
+    /// Answers the barrier at the front, or begins the provisional end that it asks for. Pending while the version is being read out.
+    fn meet_barrier(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, generator::Error> {
         let here = self.read_place();
         let Some(barrier) = self.barriers.front_mut() else {
-            return Ok(());
+            return Ok(Poll::Ready(()));
         };
         if let Asks::Publish { provisional, .. } = &mut barrier.asks {
             // If the document was forgotten or has ended without them, they are no more.
@@ -106,22 +125,28 @@ impl Session {
                     },
                     None => Reading::new(cx.generator, None)?,
                 };
+                self.folding = None;
                 self.tail = Some(Tail {
                     from: reading.position(),
                     reading,
                     tokens,
                 });
-                return Ok(());
+                return Ok(Poll::Ready(()));
             }
+            self.settle_window()?;
+            let Poll::Ready(fold) = self.fold_on(cx)? else {
+                return Ok(Poll::Pending);
+            };
+            let (seq, asked) = self.answered();
+            self.publish_fold(fold, seq, asked, cx);
+            return Ok(Poll::Ready(()));
         }
         let Some(Barrier { asks, .. }) = self.barriers.pop_front() else {
-            return Ok(());
+            return Ok(Poll::Ready(()));
         };
         match asks {
-            Asks::Publish { seq, asked, .. } => {
-                let fold = self.fold(self.reading.as_ref(), cx.machine)?;
-                self.publish_fold(fold, seq, asked, cx);
-            }
+            // Met above.
+            Asks::Publish { .. } => {}
             Asks::Reread { forgotten } => {
                 self.renew_without(cx)?;
                 cx.events.push(match forgotten {
@@ -131,18 +156,29 @@ impl Session {
             }
             Asks::Remade => self.remade(cx)?,
         }
-        Ok(())
+        Ok(Poll::Ready(()))
+    }
+
+    /// Takes the publish away that is answered now: up to which chunk, and whether somebody is to be told if it does not fit.
+    fn answered(&mut self) -> (Seq, bool) {
+        match self.barriers.pop_front() {
+            Some(Barrier {
+                asks: Asks::Publish { seq, asked, .. },
+                ..
+            }) => (seq, asked),
+            _ => (Seq(0), false),
+        }
     }
 
     /// Closes the provisional window that is full, or publishes the provisional end that is read. Says whether there was
-    /// something to do.
-    fn settle_tail(&mut self, cx: &mut Context<'_>) -> Result<bool, generator::Error> {
+    /// something to do; pending while the version is being read out.
+    fn settle_tail(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, generator::Error> {
         let Some(tail) = &mut self.tail else {
-            return Ok(false);
+            return Ok(Poll::Ready(false));
         };
         if tail.reading.position() < tail.from + tail.tokens.len() {
             if tail.reading.len < self.window {
-                return Ok(false);
+                return Ok(Poll::Ready(false));
             }
             tail.reading
                 .close_window(cx.generator, self.bounds.least, cx.traces)?;
@@ -151,21 +187,16 @@ impl Session {
             if let Some(reading) = &mut self.reading {
                 reading.cached = 0;
             }
-            return Ok(true);
+            return Ok(Poll::Ready(true));
         }
-        let Some(Tail { reading, .. }) = self.tail.take() else {
-            return Ok(false);
+        tail.reading.sums.settle()?;
+        let Poll::Ready(fold) = self.fold_on(cx)? else {
+            return Ok(Poll::Pending);
         };
-        let (seq, asked) = match self.barriers.pop_front() {
-            Some(Barrier {
-                asks: Asks::Publish { seq, asked, .. },
-                ..
-            }) => (seq, asked),
-            _ => (Seq(0), false),
-        };
-        let fold = self.fold(Some(&reading), cx.machine)?;
+        self.tail = None;
+        let (seq, asked) = self.answered();
         self.publish_fold(fold, seq, asked, cx);
-        Ok(true)
+        Ok(Poll::Ready(true))
     }
 
     /// Name and tokens of all documents that were read, and of this one behind them.
@@ -191,6 +222,42 @@ impl Session {
         if digest == self.newest.digest {
             return Ok(None);
         }
+        let mut folding = self.begin_fold((digest, tokens), reading, machine)?;
+        while !folding.is_done() {
+            folding.go_on(machine)?;
+        }
+        Ok(Some(folding.done()))
+    }
+
+    /// Goes on with the fold of all that was read, up to a provisional end if there is one, as long as portions are given.
+    fn fold_on(&mut self, cx: &mut Context<'_>) -> Result<Poll<Option<Fold>>, generator::Error> {
+        let tail = self.tail.as_ref().map(|tail| &tail.reading);
+        let reading = tail.or(self.reading.as_ref());
+        let (digest, tokens) = self.digest_with(reading.map(|reading| reading.hash.name()));
+        if digest == self.newest.digest {
+            return Ok(Poll::Ready(None));
+        }
+        let begun = self.folding.as_ref();
+        if begun.is_none_or(|folding| folding.digest != digest) {
+            let folding = self.begin_fold((digest, tokens), reading, cx.machine)?;
+            self.folding = Some(folding);
+        }
+        while let Some(folding) = self.folding.as_mut().filter(|folding| !folding.is_done()) {
+            if !(cx.portion)() {
+                return Ok(Poll::Pending);
+            }
+            folding.go_on(cx.machine)?;
+        }
+        Ok(Poll::Ready(self.folding.take().map(Folding::done)))
+    }
+
+    /// The sums of all that was read, as if the log ended behind `reading`, with the digest and the tokens of that.
+    fn begin_fold(
+        &self,
+        (digest, tokens): (Digest, usize),
+        reading: Option<&Reading>,
+        machine: &dyn Machine,
+    ) -> Result<Folding, generator::Error> {
         let mut total = self.folded.try_clone()?;
         if let Some(reading) = reading {
             let state = reading.folded(self.bounds.least)?;
@@ -198,23 +265,19 @@ impl Session {
                 total.add(&state, 1.0)?;
             }
         }
-        let core = core_of(&total, machine)?;
+        let mut folding = Folding::begin((digest, tokens), total, false, machine)?;
         // What an open window has written so far is summed nowhere else.
         let open = reading.is_some_and(|reading| reading.len > 0);
-        Ok(Some(Fold {
-            digest,
-            tokens,
-            core,
-            sums: (open && machine.gate().is_some()).then_some(total),
-        }))
+        folding.keeps = open && machine.gate().is_some();
+        Ok(folding)
     }
 
-    /// The newest version with gates. None if its sums are not there: another document was read since, or they have left memory.
+    /// The newest version with gates, to be read out. None if its sums are not there: another document was read since, or they have left memory.
     pub(crate) fn gated_fold(
         &self,
         machine: &dyn Machine,
-    ) -> Result<Option<Fold>, generator::Error> {
-        let (Some(generator), Some(gate)) = (machine.generator(), machine.gate()) else {
+    ) -> Result<Option<Folding>, generator::Error> {
+        let Some(gate) = machine.gate() else {
             return Ok(None);
         };
         let closed = self.reading.as_ref().map(|reading| reading.closed);
@@ -234,22 +297,18 @@ impl Session {
             return Ok(None);
         }
         machine.land(&mut total)?;
-        Ok(Some(Fold {
-            digest: StateHash::gated(gate, &self.newest.digest),
-            tokens: self.newest.tokens,
-            core: Some(generator.read_out_gated(&total)?),
-            sums: None,
-        }))
+        let name = StateHash::gated(gate, &self.newest.digest);
+        Folding::begin((name, self.newest.tokens), total, true, machine).map(Some)
     }
 
-    /// The fold of some of the documents, or of some of their tokens, in the order of the log: where whole documents are named,
+    /// The fold of some of the documents, or of some of their tokens, in the order of the log, to be read out: where whole documents are named,
     /// that of a session that was told these alone. None if it would be that of all, or one of them is not there, or its own sums
     /// are not (it is not read to its end, or the session is sequential). A document without a trace is taken whole.
     pub(crate) fn fold_of(
         &self,
         chosen: &Chosen,
         (generator, machine): (&Generator, &dyn Machine),
-    ) -> Result<Option<Fold>, generator::Error> {
+    ) -> Result<Option<Folding>, generator::Error> {
         let mut parts = Vec::with_capacity(chosen.parts.len());
         for document in &self.documents {
             if let Some(part) = chosen
@@ -290,13 +349,7 @@ impl Session {
                 total.add(&generator.recall(trace, ranges)?, weight)?;
             }
         }
-        let core = core_of(&total, machine)?;
-        Ok(Some(Fold {
-            digest: hash.finish(),
-            tokens,
-            core,
-            sums: None,
-        }))
+        Folding::begin((hash.finish(), tokens), total, false, machine).map(Some)
     }
 
     /// Makes a fold the newest version, if its core fits; without one the newest stays. Chunks up to `seq`, and all that were
@@ -363,6 +416,7 @@ impl Session {
 
     /// Takes no more context. What was asked for is refused.
     pub(super) fn fail(&mut self, reason: &str, cx: &mut Context<'_>) {
+        self.folding = None;
         if self.is_rereading() {
             self.not_remade(reason, cx);
             return;
@@ -424,6 +478,61 @@ pub(super) fn core_of(
     (!total.is_empty())
         .then(|| machine.read_out(total))
         .transpose()
+}
+
+/// A fold whose core is being read out.
+#[derive(Debug)]
+pub(crate) struct Folding {
+    digest: Digest,
+    tokens: usize,
+    /// None of nothing.
+    reading: Option<CoreReading>,
+    core: Option<Core>,
+    /// Whether what it is read out of is kept.
+    keeps: bool,
+}
+
+impl Folding {
+    /// The fold of a state of this digest and so many tokens, with gates or without; nothing is read out yet.
+    fn begin(
+        (digest, tokens): (Digest, usize),
+        total: State,
+        gated: bool,
+        machine: &dyn Machine,
+    ) -> Result<Self, generator::Error> {
+        let generator = machine.generator().filter(|_| !total.is_empty());
+        let reading = generator.map(|generator| generator.begin_read_out(total, gated));
+        Ok(Self {
+            digest,
+            tokens,
+            reading: reading.transpose()?,
+            core: None,
+            keeps: false,
+        })
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.reading.is_none() || self.core.is_some()
+    }
+
+    /// Reads a portion out.
+    pub(crate) fn go_on(&mut self, machine: &dyn Machine) -> Result<(), generator::Error> {
+        if let Some(reading) = &mut self.reading {
+            self.core = machine.read_on(reading)?;
+        }
+        Ok(())
+    }
+
+    /// What it has become.
+    pub(crate) fn done(self) -> Fold {
+        let sums = self.reading.filter(|_| self.keeps);
+        Fold {
+            digest: self.digest,
+            tokens: self.tokens,
+            core: self.core,
+            sums: sums.map(CoreReading::into_state),
+        }
+    }
 }
 
 /// What a version is made of.

@@ -8,6 +8,7 @@ mod context;
 mod faults;
 mod golden;
 mod mixed;
+mod portions;
 mod preemption;
 mod prefix;
 mod requests;

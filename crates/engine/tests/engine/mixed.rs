@@ -169,9 +169,9 @@ proptest! {
 
     #[test]
     fn any_interleaving_leaks_nothing_and_changes_no_answer(
-        form in forms(), strategies in [strategies(), strategies()], config in configs(), faults in 0usize..4, acts in vec(act(), 1..40),
+        form in forms(), strategies in [strategies(), strategies()], config in configs(), faults in 0usize..4, portions in proptest::bool::ANY, acts in vec(act(), 1..40),
     ) {
-        let mut rig = Rig::new(form, config);
+        let mut rig = if portions { Rig::by_portions(form, config) } else { Rig::new(form, config) };
         rig.faults = faults;
         let mut told: BTreeMap<u64, (Strategy, Told)> = BTreeMap::new();
         for (session, strategy) in (1..).zip(strategies) {

@@ -3,6 +3,7 @@
 //! Start at [`Rig`].
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::LazyLock,
@@ -11,10 +12,11 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 use engine::{
-    Chosen, Command, Config, Digest, DocumentId, Engine, Event, Newest, RequestId, Sampling, Seq,
-    SessionError, SessionId, Snapshot, Strategy, TenantId, TokenId, Version,
+    Base, Chosen, Command, Config, Digest, DocumentId, Engine, Event, Host, Machine, Newest,
+    RequestId, Sampling, Seq, SessionError, SessionId, Slot, Snapshot, Strategy, TenantId, TokenId,
+    Version,
 };
-use generator::{GATE_FILE, Gate, Generator};
+use generator::{Core, CoreReading, GATE_FILE, Gate, Generator, State};
 use proptest::{prelude::*, strategy::Strategy as _};
 use testkit::{Form, GeneratorSpec, TinySpec};
 
@@ -76,6 +78,44 @@ fn gate(folder: &Path, base: &Path) {
     std::fs::write(folder.join(GATE_FILE), bytes).expect("the gate's file");
 }
 
+/// The processor, but for portions of a site each.
+struct ByPortions(Host);
+
+impl Machine for ByPortions {
+    fn base(&self) -> &Base {
+        self.0.base()
+    }
+    fn generator(&self) -> Option<&Generator> {
+        self.0.generator()
+    }
+    fn forward(
+        &mut self,
+        rows: &mut [lm::Row<'_>],
+        slots: &[Option<Slot>],
+    ) -> Result<Vec<f32>, engine::Error> {
+        self.0.forward(rows, slots)
+    }
+    fn announce(&mut self, slot: Slot, core: &Core) -> Result<(), engine::Error> {
+        self.0.announce(slot, core)
+    }
+    fn free(&mut self, slot: Slot) -> Result<(), engine::Error> {
+        self.0.free(slot)
+    }
+    fn traces(&self) -> bool {
+        self.0.traces()
+    }
+    fn gate(&self) -> Option<&Gate> {
+        self.0.gate()
+    }
+    fn read_out(&self, state: &State) -> Result<Core, generator::Error> {
+        self.0.read_out(state)
+    }
+    fn read_on(&self, reading: &mut CoreReading) -> Result<Option<Core>, generator::Error> {
+        let generator = self.0.generator().expect("it has one");
+        generator.go_on(reading, 1)
+    }
+}
+
 /// A small configuration with room for everything.
 pub(crate) fn config() -> Config {
     Config {
@@ -133,6 +173,8 @@ pub(crate) type Kept = (Digest, Option<Vec<u8>>, Option<Vec<u8>>);
 pub(crate) struct Rig {
     pub(crate) engine: Engine,
     clock: Instant,
+    /// Whether time goes by within a step.
+    ticks: bool,
     next_request: u64,
     /// What is kept of sessions that leave memory. The rig answers for it at the end of the step that asks.
     pub(crate) disk: BTreeMap<SessionId, Kept>,
@@ -154,6 +196,7 @@ impl Rig {
         Self {
             engine,
             clock: Instant::now(),
+            ticks: false,
             next_request: 1 << 32,
             disk: BTreeMap::new(),
             faults: 0,
@@ -162,11 +205,30 @@ impl Rig {
         }
     }
 
+    /// The same on a machine that reads cores out site by site, and with a clock that goes by a millisecond whenever it is read: where
+    /// answers run a step has time for one portion.
+    pub(crate) fn by_portions(form: Form, config: Config) -> Self {
+        let generator = match form {
+            Form::Associative => &MODELS.associative,
+            Form::Published => &MODELS.published,
+        };
+        let engine = Engine::on(config, |config| {
+            let host = Host::load(&MODELS.base, Some(generator), config)?;
+            Ok(Box::new(ByPortions(host)))
+        });
+        Self {
+            engine: engine.expect("the tiny model loads"),
+            ticks: true,
+            ..Self::new(form, self::config())
+        }
+    }
+
     pub(crate) fn bare(config: Config) -> Self {
         let engine = Engine::load(&MODELS.base, None, config).expect("the tiny model loads");
         Self {
             engine,
             clock: Instant::now(),
+            ticks: false,
             next_request: 1 << 32,
             disk: BTreeMap::new(),
             faults: 0,
@@ -182,10 +244,15 @@ impl Rig {
     pub(crate) fn step(&mut self) -> Vec<Event> {
         self.clock += Duration::from_millis(1);
         let mut events = Vec::new();
-        let now = self.clock;
+        let (now, ticks) = (Cell::new(self.clock), self.ticks);
+        let clock = || {
+            now.set(now.get() + Duration::from_millis(ticks.into()));
+            now.get()
+        };
         self.engine
-            .step(|| now, &mut events)
+            .step(clock, &mut events)
             .expect("the engine is sound");
+        self.clock = now.get();
         for event in &events {
             self.keep(event);
         }
