@@ -218,7 +218,7 @@ fn read_outs_and_prompts_take_turns_beside_answers() {
             true,
         ));
     }
-    // All of them wait to be read out while a prompt comes.
+    // They are read, and read out, one after the other while a prompt comes.
     for _ in 0..6 {
         rig.step();
     }
