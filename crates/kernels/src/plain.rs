@@ -151,7 +151,7 @@ pub(crate) fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.silu()? * up
 }
 
-/// As [`crate::rope`].
+/// As [`crate::rope()`].
 pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result<Tensor> {
     let (t, _, dh) = x.dims3()?;
     let (dtype, half) = (wide(x), dh / 2);
@@ -484,7 +484,7 @@ fn softmax(scores: &Tensor) -> Result<Tensor> {
     e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
 }
 
-/// As [`crate::score`], its arguments checked; `head` [V, D] where the hidden states are and of their type.
+/// As [`crate::score()`], its arguments checked; `head` [V, D] where the hidden states are and of their type.
 pub(crate) fn score(
     head: &Tensor,
     hidden: &Tensor,
