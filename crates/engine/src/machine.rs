@@ -117,12 +117,16 @@ pub trait Machine {
     fn read_out(&self, state: &State) -> Result<Core, generator::Error>;
 
     /// Reads a portion of a core that was begun ([`Generator::begin_read_out`]): as much as keeps answers waiting for a small part of a
-    /// token's time, or all of it where that is no more. The core when it is done, with the bits of a read-out at once.
+    /// token's time, or all of it where that is no more. The core when it is done, with the bits of a read-out at once. One with gates
+    /// is of a state that has [landed](Self::land), and the processor reads it out.
     ///
     /// # Errors
     /// As [`Generator::read_out`].
     fn read_on(&self, reading: &mut CoreReading) -> Result<Option<Core>, generator::Error> {
-        self.read_out(reading.state()).map(Some)
+        match self.generator().filter(|_| reading.is_gated()) {
+            Some(generator) => generator.go_on(reading, Generator::side_by_side()),
+            None => self.read_out(reading.state()).map(Some),
+        }
     }
 }
 

@@ -52,7 +52,13 @@ impl CoreReading {
         &self.state
     }
 
-    /// The same, when it is done with.
+    /// Whether with gates.
+    #[must_use]
+    pub fn is_gated(&self) -> bool {
+        self.gated
+    }
+
+    /// The state, when it is done with.
     #[must_use]
     pub fn into_state(self) -> State {
         self.state
