@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 /// Ratios of `bench offline` in words, in the order of their rows.
-const RATIOS: [(&str, &str); 17] = [
+const RATIOS: [(&str, &str); 18] = [
     ("prefill_vs_llama_cpp", "prefill, over llama.cpp"),
     (
         "prefill8_vs_llama_cpp",
@@ -52,6 +52,10 @@ const RATIOS: [(&str, &str); 17] = [
         "time to tell a document, over that of its windows as prompts",
     ),
     ("ingest8_vs_windows", "the same of 8 at once"),
+    (
+        "read_outs_vs_windows",
+        "time of the read-outs, over that of reading the windows",
+    ),
 ];
 
 pub(super) fn number(value: &Value, name: &str) -> f64 {
