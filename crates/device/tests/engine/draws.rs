@@ -1,8 +1,6 @@
 //! Tokens drawn on the device are those that the host draws of its logits, whatever is asked for; what it does not know the host draws.
 
-use std::path::Path;
-
-use device::{Accelerator, Libraries, Options};
+use device::Accelerator;
 use engine::{
     Base, Chosen, Command, Config, Draw, Engine, Error, Event, Machine, RequestId, Sampling, Slot,
     TenantId, TokenId,
@@ -10,20 +8,10 @@ use engine::{
 use generator::{Core, Generator, State};
 use lm::Row;
 
-use crate::{MODELS, config, one, text};
+use crate::{MODELS, config, one, software, text};
 
 fn accelerator(config: &Config) -> Accelerator {
-    let options = Options {
-        libraries: Libraries::from(testkit::software_device(Path::new(env!(
-            "CARGO_TARGET_TMPDIR"
-        )))),
-        ordinal: 0,
-        slots: 2,
-        pinned: 2,
-        windows: 1,
-        quantised: false,
-    };
-    Accelerator::load(&MODELS.base, Some(&MODELS.associative), config, &options).unwrap()
+    software(&MODELS.base, &MODELS.associative, config)
 }
 
 /// The same machine, none of whose tokens it draws itself.

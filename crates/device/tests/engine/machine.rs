@@ -1,15 +1,13 @@
 //! What stays on the device and in pinned memory when a core is let go, and what rows are refused.
 
-use std::path::Path;
-
 use candle_core::Tensor;
-use device::{Accelerator, Libraries, Options};
+use device::Accelerator;
 use engine::{Config, Machine, Slot};
 use generator::{PlainCore, State, Window};
 use lm::{Row, TokenId};
 use testkit::{GeneratorSpec, TinySpec};
 
-use crate::one;
+use crate::{one, software};
 
 /// A tiny model with a generator of two sites, on a software device.
 fn accelerator() -> Accelerator {
@@ -36,17 +34,7 @@ fn accelerator() -> Accelerator {
         max_running: 2,
         ..Config::default()
     };
-    let options = Options {
-        libraries: Libraries::from(testkit::software_device(Path::new(env!(
-            "CARGO_TARGET_TMPDIR"
-        )))),
-        ordinal: 0,
-        slots: 2,
-        pinned: 2,
-        windows: 1,
-        quantised: false,
-    };
-    Accelerator::load(&base, Some(&generator), &config, &options).unwrap()
+    software(&base, &generator, &config)
 }
 
 fn row<'a>(tokens: &'a [TokenId], core: Option<&'a generator::Core>) -> Row<'a> {

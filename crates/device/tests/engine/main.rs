@@ -326,6 +326,21 @@ fn side_by_side(
     (got, brought.unwrap().get())
 }
 
+/// The device in software, small, with these models.
+fn software(base: &Path, generator: &Path, config: &Config) -> Accelerator {
+    let options = Options {
+        libraries: Libraries::from(testkit::software_device(Path::new(env!(
+            "CARGO_TARGET_TMPDIR"
+        )))),
+        ordinal: 0,
+        slots: 2,
+        pinned: 2,
+        windows: 1,
+        quantised: false,
+    };
+    Accelerator::load(base, Some(generator), config, &options).unwrap()
+}
+
 fn agree(i: usize, got: &Said, want: &Said) {
     match (got, want) {
         (Said::Scores(got), Said::Scores(want)) => {

@@ -181,15 +181,7 @@ fn gradients_of_a_whole_step_are_differences_of_its_loss() {
             ..GeneratorSpec::default()
         });
         let start = Trainee::of(&tiny.generator).unwrap();
-        let mut variables = Vec::new();
-        let trainee = start
-            .map(|site, name, tensor| {
-                let var = Var::from_tensor(tensor)?;
-                let tensor = var.as_tensor().clone();
-                variables.push((format!("{site} {name}"), var));
-                Ok::<_, candle_core::Error>(tensor)
-            })
-            .unwrap();
+        let (trainee, variables) = tracked(&start);
         let model = Model {
             lm: &tiny.lm,
             strategy,
@@ -249,11 +241,8 @@ fn gradients_of_a_whole_step_are_differences_of_its_loss() {
     }
 }
 
-/// By the name of what they are of.
-type Gradients = Vec<(String, Vec<f64>)>;
-
-/// Loss, figures and gradients of a step.
-fn step(lm: &Lm, start: &Trainee, strategy: Strategy) -> (f64, [Figures; 4], Gradients) {
+/// The same with variables in place of its tensors, and these by name.
+fn tracked(start: &Trainee) -> (Trainee, Vec<(String, Var)>) {
     let mut variables = Vec::new();
     let trainee = start
         .map(|site, name, tensor| {
@@ -263,6 +252,15 @@ fn step(lm: &Lm, start: &Trainee, strategy: Strategy) -> (f64, [Figures; 4], Gra
             Ok::<_, candle_core::Error>(tensor)
         })
         .unwrap();
+    (trainee, variables)
+}
+
+/// By the name of what they are of.
+type Gradients = Vec<(String, Vec<f64>)>;
+
+/// Loss, figures and gradients of a step.
+fn step(lm: &Lm, start: &Trainee, strategy: Strategy) -> (f64, [Figures; 4], Gradients) {
+    let (trainee, variables) = tracked(start);
     let model = Model {
         lm,
         strategy,
