@@ -176,7 +176,7 @@ fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Sample
 
     let measured = |case| args.only.is_empty() || args.only.contains(&case);
     let mut samples = Samples::default();
-    for _ in 0..=args.repetitions {
+    for repetition in 0..=args.repetitions {
         samples.begin();
         if measured(Case::Prefill) {
             let mut prefills = vec![
@@ -228,17 +228,20 @@ fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Sample
         }
 
         if measured(Case::Decode) {
+            // What is compared stands side by side, every other time the other way round: the machine's speed wanders.
+            let shared = [own.first().copied().flatten(); BATCH];
             let mut decodes: Vec<(_, &[Option<SessionId>])> = vec![
                 ("decode_1_bare", &bare[..1]),
+                ("decode_1_adapter", &own[..own.len().min(1)]),
+                ("decode_8_shared_adapter", &shared[..own.len().min(BATCH)]),
                 ("decode_8_bare", &bare[..BATCH]),
+                ("decode_8_distinct_adapters", &own[..own.len().min(BATCH)]),
                 ("decode_16_bare", &bare),
+                ("decode_16_distinct_adapters", &own),
             ];
-            let shared = [own.first().copied().flatten(); BATCH];
-            if !own.is_empty() {
-                decodes.push(("decode_1_adapter", &own[..1]));
-                decodes.push(("decode_8_shared_adapter", &shared));
-                decodes.push(("decode_8_distinct_adapters", &own[..BATCH]));
-                decodes.push(("decode_16_distinct_adapters", &own));
+            decodes.retain(|(_, rows)| !rows.is_empty());
+            if repetition % 2 == 1 {
+                decodes.reverse();
             }
             for (name, rows) in decodes {
                 let (count, time) = driver.decode(rows, &short, answer)?;

@@ -14,7 +14,7 @@ use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kernels::{
     AttentionRow, CoreRows, CoreView, Linear, WeightFormat, accumulate_outer, apply_cores,
-    paged_attention, rms_norm, silu_mul,
+    paged_attention, ridge, rms_norm, silu_mul,
 };
 
 fn random(shape: impl Into<candle_core::Shape>) -> Tensor {
@@ -147,6 +147,11 @@ fn imprint(criterion: &mut Criterion) {
     let gram = random((r, r));
     group.bench_function("accumulate_outer, 256 tokens, both sums", |b| {
         b.iter(|| accumulate_outer(&[(&acc, &k), (&gram, &a)], black_box(&a), 0..256).unwrap())
+    });
+    let g = a.t().unwrap().matmul(&a).unwrap();
+    group.throughput(Throughput::Elements((r * r * r / 6 + r * r * r) as u64));
+    group.bench_function("ridge, 256 keys and values, one thread", |b| {
+        b.iter(|| ridge(black_box(&g), 1.0, &[&acc]).unwrap().unwrap())
     });
     group.throughput(Throughput::Elements((8 * r * r) as u64));
     let cores: Vec<_> = (0..8).map(|_| random((r, r))).collect();

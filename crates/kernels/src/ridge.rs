@@ -41,7 +41,11 @@ pub fn ridge(g: &Tensor, lambda: f64, sides: &[&Tensor]) -> Result<Option<Vec<Te
         let (_, columns) = side.dims2()?;
         let side = side.contiguous()?;
         let turned = factor.solve(&Floats::of(&side)?, columns); // [C, R]
-        if !turned.iter().all(|value| value.is_finite()) {
+        // All of them, as vectors look: no value ends the loop.
+        if turned
+            .iter()
+            .fold(false, |bad, value| bad | !value.is_finite())
+        {
             return Ok(None);
         }
         solved.push(tensor(turned, (columns, size))?);
@@ -63,7 +67,7 @@ struct Factor {
 impl Factor {
     /// g [R, R].
     fn of(g: &[f32], size: usize, lambda: f64) -> Option<Self> {
-        let mut rest = averaged(g, size); // [R, R], its lower triangle
+        let mut rest = averaged(g, size); // [R, R]
         let mut below = vec![0.0; size * size]; // [R, R]
         let (mut inverses, mut turned) = (Vec::new(), Vec::new());
         let mut scratch = vec![0.0; size.max(BLOCK) * LANES]; // [R, 16]
@@ -148,12 +152,8 @@ impl Factor {
                 y[count..].fill(0.0);
             }
             self.solve_sixteen(&mut y);
-            let solved = &mut solved[column * size..(column + count) * size];
-            for (lane, solved) in solved.chunks_exact_mut(size).enumerate() {
-                for (to, y) in solved.iter_mut().zip(y[lane..].iter().step_by(LANES)) {
-                    *to = *y;
-                }
-            }
+            let turned = transpose(&y, size, LANES); // [16, R]
+            solved[column * size..][..count * size].copy_from_slice(&turned[..count * size]);
         }
         solved
     }
@@ -257,17 +257,11 @@ fn out(values: &mut [f32], from: usize, row: usize, columns: usize) -> Out {
     }
 }
 
-/// (G + Gᵀ) / 2, in squares that stay in L1; only the lower triangle is filled, with whole squares on the diagonal.
+/// (G + Gᵀ) / 2 [R, R].
 fn averaged(g: &[f32], size: usize) -> Vec<f32> {
-    let mut averaged = vec![0.0; size * size];
-    for row in (0..size).step_by(LANES) {
-        for column in (0..=row).step_by(LANES) {
-            for i in row..size.min(row + LANES) {
-                for j in column..size.min(column + LANES) {
-                    averaged[i * size + j] = 0.5 * (g[i * size + j] + g[j * size + i]);
-                }
-            }
-        }
+    let mut averaged = transpose(g, size, size);
+    for (other, value) in averaged.iter_mut().zip(g) {
+        *other = 0.5 * (value + *other);
     }
     averaged
 }

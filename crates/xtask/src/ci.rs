@@ -69,12 +69,16 @@ impl Ci {
         run::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
     }
 
-    /// The kernels as machine code for sm_90a, embedded. What they compute is tested by `test`, on the software device.
+    /// The kernels as machine code for sm_90a, embedded; what they compute is tested by `test`, on the software device. Of what trains on
+    /// a GPU the types: candle's kernels take nvcc many minutes, so they are not compiled.
     fn cuda(&self) -> Result<()> {
+        let toolkit = cuda::toolkit(&self.repository)?;
+        let nvcc = cuda::empty_nvcc(&self.repository)?;
         let mut clippy = self
             .repository
-            .cargo("clippy --workspace --all-targets --locked --features cuda/cuda,server/cuda -- -D warnings");
-        run::run(clippy.env("CUDA_HOME", cuda::toolkit(&self.repository)?))
+            .cargo("clippy --workspace --all-targets --locked --features cuda/cuda,server/cuda,server/cuda-train -- -D warnings");
+        clippy.envs(cuda::candle(&toolkit, nvcc)?);
+        run::run(clippy.env("CUDA_HOME", toolkit))
     }
 
     /// Fetches the default model into the cache, or finds it there. Nothing after this needs a network but pip.

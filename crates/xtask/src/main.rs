@@ -36,7 +36,11 @@ enum Command {
         only: Vec<String>,
     },
     /// A CUDA toolkit to compile kernels with: what CUDA_HOME names, or wheels under the target folder. Prints the line that sets CUDA_HOME.
-    CudaToolkit,
+    CudaToolkit {
+        /// Also what `--features cuda-train` wants: how candle's kernels are compiled, and libraries to link with that hold names alone.
+        #[arg(long)]
+        train: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -44,6 +48,6 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Ci { only } => ci::run(repository, &only),
         Command::Parity { only } => parity::run(repository, &only),
-        Command::CudaToolkit => cuda::say_toolkit(&repository),
+        Command::CudaToolkit { train } => cuda::say_toolkit(&repository, train),
     }
 }

@@ -223,24 +223,33 @@ fn append(value: &Value) -> String {
     }
     let tail = &value["tail"];
     let (p50, p99) = (number(tail, "p50_ms"), number(tail, "p99_ms"));
-    let _ = writeln!(
+    let _ = write!(
         text,
-        "\n{} tokens into an open window, visible: p50 {p50:.1} ms, p99 {p99:.1} ms.",
+        "\n{} tokens into an open window, visible: p50 {p50:.1} ms, p99 {p99:.1} ms",
         tail["tokens"]
     );
+    if tail["read_out_ms"].is_number() {
+        let _ = write!(
+            text,
+            "; {:.1} ms of the mean went into the read-out",
+            number(tail, "read_out_ms")
+        );
+    }
+    text.push_str(".\n");
     text + &origin(value)
 }
 
 fn sessions(value: &Value) -> String {
     let mut text = String::from(
-        "| sessions | slots | created in s | TTFT p50, p99 ms | tokens/s | found in a slot or in memory | from disk | read again | resident MB |\n\
-         |---|---|---|---|---|---|---|---|---|\n",
+        "| sessions | slots | created in s | TTFT p50, p99 ms | tokens/s | found in a slot or in memory | from disk | read again | MB a session: slot, memory, disk | resident MB |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
     );
     for run in value["runs"].as_array().into_iter().flatten() {
         let n = |name: &str| number(run, name);
+        let each = |bytes, sessions| n(bytes) / 1e6 / n(sessions).max(1.0);
         let _ = writeln!(
             text,
-            "| {} | {} | {:.1} | {:.0}, {:.0} | {:.1} | {} | {} | {} | {:.0} |",
+            "| {} | {} | {:.1} | {:.0}, {:.0} | {:.1} | {} | {} | {} | {:.2}, {:.2}, {:.2} | {:.0} |",
             run["sessions"],
             run["slots"],
             n("created_s"),
@@ -250,6 +259,9 @@ fn sessions(value: &Value) -> String {
             run["hits"],
             run["from_disk"],
             run["read_again"],
+            each("slot_bytes", "slot_sessions"),
+            each("host_bytes", "host_sessions"),
+            each("disk_bytes", "disk_files"),
             n("resident_bytes") / 1e6,
         );
     }

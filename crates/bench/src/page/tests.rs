@@ -63,19 +63,20 @@ fn every_kind_of_measurement_has_a_table() {
     });
     let append = json!({
         "windows": [{"from": 1, "to": 4, "p50_ms": 7.0, "p90_ms": 8.0}],
-        "tail": {"tokens": 8, "p50_ms": 5.0, "p99_ms": 6.0},
+        "tail": {"tokens": 8, "p50_ms": 5.0, "p99_ms": 6.0, "read_out_ms": 2.5},
     });
     let run = json!({
         "sessions": 16, "slots": 4, "created_s": 1.5, "ttft_p50_ms": 20.0, "ttft_p99_ms": 40.0, "tokens_per_s": 9.0,
         "hits": 1, "from_disk": 2, "read_again": 3, "resident_bytes": 5_000_000,
+        "slot_bytes": 3_000_000, "slot_sessions": 4, "host_bytes": 0, "host_sessions": 0, "disk_bytes": 1_500_000, "disk_files": 6,
     });
     let table = tables(&[beside, append, json!({"runs": [run]})]);
     for row in [
         "| beside an ingest | 3.0 | 4.0 |",
         "p99 beside over quiet 2.00; 180 context tokens/s",
         "| window 1 to 4 | 7.0 | 8.0 |",
-        "8 tokens into an open window, visible: p50 5.0 ms, p99 6.0 ms.",
-        "| 16 | 4 | 1.5 | 20, 40 | 9.0 | 1 | 2 | 3 | 5 |",
+        "8 tokens into an open window, visible: p50 5.0 ms, p99 6.0 ms; 2.5 ms of the mean went into the read-out.",
+        "| 16 | 4 | 1.5 | 20, 40 | 9.0 | 1 | 2 | 3 | 0.75, 0.00, 0.25 | 5 |",
     ] {
         assert!(table.contains(row), "{row} is not in {table}");
     }
