@@ -144,7 +144,10 @@ fn libraries(repository: &Repository, toolkit: &Path) -> Result<PathBuf> {
         let functions: BTreeSet<&str> = declared
             .split("fn ")
             .skip(1)
-            .filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next())
+            .filter_map(|rest| {
+                rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+                    .next()
+            })
             .filter(|function| function.starts_with(begin))
             .collect();
         let mut source = String::new();
@@ -188,7 +191,10 @@ fn cudarc(repository: &Repository) -> Result<PathBuf> {
         .output()
         .context("cargo does not start")?;
     if !output.status.success() {
-        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let packages = metadata["packages"].as_array().into_iter().flatten();
