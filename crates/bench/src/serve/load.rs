@@ -205,7 +205,8 @@ impl Load {
         let mut text = String::new();
         while let Some(delta) = generation.next().await? {
             text.push_str(&delta.text);
-            if delta.token_ids.is_empty() {
+            // An engine that names no tokens counts them at the end; its pieces of text are timed instead.
+            if delta.token_ids.is_empty() && (delta.text.is_empty() || outcome.tokens > 0) {
                 continue;
             }
             let now = begin.elapsed();
@@ -219,6 +220,9 @@ impl Load {
         if let Some(usage) = generation.finished().and_then(|finished| finished.usage) {
             outcome.prompt_tokens = u64::from(usage.prompt_tokens);
             outcome.cached_tokens = u64::from(usage.cached_tokens);
+            if outcome.tokens == 0 {
+                outcome.tokens = u64::from(usage.completion_tokens);
+            }
         }
         outcome.right = !answer.is_empty() && text.contains(&answer);
         Ok(())
