@@ -123,7 +123,13 @@ pub(crate) fn run<K: Kernel>(kernel: K) {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        if avx2 && is_x86_feature_detected!("avx512f") {
+        let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+        if avx512 && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni")
+        {
+            // SAFETY: the machine has the features that this function is compiled for.
+            return unsafe { x86::run_vnni(kernel) };
+        }
+        if avx512 {
             // SAFETY: the machine has the features that this function is compiled for.
             return unsafe { x86::run_avx512(kernel) };
         }

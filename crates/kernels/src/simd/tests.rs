@@ -103,7 +103,21 @@ impl Kernel for All<'_> {
             nibbles = isa.add_nibble_products(nibbles, isa.high_nibbles(quads), x);
             wide = isa.add_byte_products(wide, quads, x);
         }
-        for sums in [isa.nibble_sums(nibbles), isa.byte_sums(wide)] {
+        let mut widened = [0u8; 128];
+        let mut pairs = isa.no_sums();
+        // SAFETY: 128 bytes to write; each half of them is 64.
+        unsafe {
+            isa.widen_quads(quads, widened.as_mut_ptr());
+            for half in [0, 64] {
+                let quads = isa.load_quads(widened.as_ptr().add(half));
+                pairs = isa.add_pair_products(pairs, quads, quads);
+            }
+        }
+        for sums in [
+            isa.nibble_sums(nibbles),
+            isa.byte_sums(wide),
+            isa.byte_sums(pairs),
+        ] {
             self.out.extend(lanes(isa, sums).map(f32::to_bits));
         }
         self.out.extend(
@@ -138,7 +152,7 @@ fn the_widest_unit_gives_the_bits_of_plain_arithmetic() {
         out: &mut plain,
     }
     .run(Portable);
-    assert_eq!(plain.len(), (8 + 4 + 2 + 14) * LANES);
+    assert_eq!(plain.len(), (8 + 4 + 3 + 14) * LANES);
     // Row 5 of a square of 0 .. 64 is 40 .. 48; turned it is lane 5 of the second eight lanes of each sixteen.
     assert!((0..8).all(|i| f32::from_bits(plain[i * LANES + 8 + 5]) == (40 + i) as f32));
     assert_eq!(widest, plain);
@@ -146,25 +160,35 @@ fn the_widest_unit_gives_the_bits_of_plain_arithmetic() {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn avx2_gives_the_bits_of_plain_arithmetic_beside_a_wider_unit_too() {
-    if !(is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c"))
-    {
-        return;
-    }
-    let (mut ours, mut plain) = (Vec::new(), Vec::new());
-    // SAFETY: the features were asked for above.
-    unsafe {
-        super::x86::run_avx2(All {
-            bytes: &bytes(),
-            out: &mut ours,
-        })
-    };
+fn every_unit_gives_the_bits_of_plain_arithmetic_beside_a_wider_one_too() {
+    let mut plain = Vec::new();
     All {
         bytes: &bytes(),
         out: &mut plain,
     }
     .run(Portable);
-    assert_eq!(ours, plain);
+    let ours = |run: &dyn Fn(All<'_>)| {
+        let mut ours = Vec::new();
+        run(All {
+            bytes: &bytes(),
+            out: &mut ours,
+        });
+        ours
+    };
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
+    let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+    if avx2 {
+        // SAFETY: the features were asked for above.
+        assert_eq!(ours(&|all| unsafe { super::x86::run_avx2(all) }), plain);
+    }
+    if avx512 {
+        // SAFETY: the features were asked for above.
+        assert_eq!(ours(&|all| unsafe { super::x86::run_avx512(all) }), plain);
+    }
+    if avx512 && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni") {
+        // SAFETY: the features were asked for above.
+        assert_eq!(ours(&|all| unsafe { super::x86::run_vnni(all) }), plain);
+    }
 }

@@ -1,6 +1,7 @@
 //! The vector units of x86: AVX2 as two registers of eight, AVX-512 as one of sixteen.
 //!
-//! Integer products of quads go through AVX2's instructions on both. Start at [`run_avx2`].
+//! Integer products of quads go through AVX2's instructions on both; where AVX-512 comes with VNNI, through its dot products, in registers
+//! of eight as well. Start at [`run_avx2`].
 
 use std::arch::x86_64::*;
 
@@ -17,15 +18,22 @@ pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) {
 /// The machine has AVX-512F, and with it AVX2 and FMA, and F16C.
 #[target_feature(enable = "avx512f,avx2,fma,f16c")]
 pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) {
-    kernel.run(Avx512(()));
+    kernel.run(Avx512::<false>(()));
+}
+
+/// # Safety
+/// The machine has AVX-512F, VL and VNNI, and with them AVX2 and FMA, and F16C.
+#[target_feature(enable = "avx512f,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn run_vnni<K: Kernel>(kernel: K) {
+    kernel.run(Avx512::<true>(()));
 }
 
 /// Two registers of eight. Only `run_avx2` makes one.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
-/// One register of sixteen. Only `run_avx512` makes one.
+/// One register of sixteen, with the dot products of VNNI or without. Only `run_avx512` and `run_vnni` make one.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512<const VNNI: bool>(());
 
 /// [`Isa::turn`] in three rounds: neighbouring rows by ones, then by pairs, then by halves.
 ///
@@ -101,9 +109,10 @@ fn here([mut a, mut b]: [__m256i; 2]) -> [__m256i; 2] {
     [a, b]
 }
 
-/// Integer products of quads, outputs 0 to 7 in the first register.
+/// Integer products of quads, outputs 0 to 7 in the first register; by VNNI where `$vnni`, a constant, says so: its sums are of 32 bits from
+/// the first product on, so they are the same numbers.
 macro_rules! quads {
-    () => {
+    ($vnni:expr) => {
         type Quads = [__m256i; 2];
         type Sums = [__m256i; 2];
 
@@ -148,7 +157,7 @@ macro_rules! quads {
             // SAFETY: a value of this unit exists only where the machine has AVX2.
             unsafe { [_mm256_setzero_si256(); 2] }
         }
-        /// Pairs of products are summed in sixteen bits.
+        /// Pairs of products are summed in sixteen bits, but by VNNI.
         #[inline(always)]
         fn add_nibble_products(
             self,
@@ -158,6 +167,12 @@ macro_rules! quads {
         ) -> Self::Sums {
             // SAFETY: a value of this unit exists only where the machine has AVX2.
             unsafe {
+                if $vnni {
+                    return [
+                        _mm256_dpbusd_epi32(a, w[0], x[0]),
+                        _mm256_dpbusd_epi32(b, w[1], x[1]),
+                    ];
+                }
                 [
                     _mm256_add_epi16(a, _mm256_maddubs_epi16(w[0], x[0])),
                     _mm256_add_epi16(b, _mm256_maddubs_epi16(w[1], x[1])),
@@ -173,6 +188,9 @@ macro_rules! quads {
         fn nibble_sums(self, [a, b]: Self::Sums) -> Self::V {
             // SAFETY: a value of this unit exists only where the machine has AVX2.
             unsafe {
+                if $vnni {
+                    return self.byte_sums([a, b]);
+                }
                 let ones = _mm256_set1_epi16(1);
                 self.byte_sums([_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)])
             }
@@ -206,6 +224,12 @@ macro_rules! quads {
         ) -> Self::Sums {
             // SAFETY: a value of this unit exists only where the machine has AVX2.
             unsafe {
+                if $vnni {
+                    return [
+                        _mm256_dpwssd_epi32(a, w[0], x[0]),
+                        _mm256_dpwssd_epi32(b, w[1], x[1]),
+                    ];
+                }
                 [
                     _mm256_add_epi32(a, _mm256_madd_epi16(w[0], x[0])),
                     _mm256_add_epi32(b, _mm256_madd_epi16(w[1], x[1])),
@@ -222,11 +246,16 @@ macro_rules! quads {
         ) -> Self::Sums {
             // SAFETY: a value of this unit exists only where the machine has AVX2.
             unsafe {
+                let (w, x) = (
+                    [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])],
+                    [_mm256_sign_epi8(x[0], w[0]), _mm256_sign_epi8(x[1], w[1])],
+                );
+                if $vnni {
+                    return self.add_nibble_products([a, b], w, x);
+                }
                 let ones = _mm256_set1_epi16(1);
-                let first =
-                    _mm256_maddubs_epi16(_mm256_abs_epi8(w[0]), _mm256_sign_epi8(x[0], w[0]));
-                let second =
-                    _mm256_maddubs_epi16(_mm256_abs_epi8(w[1]), _mm256_sign_epi8(x[1], w[1]));
+                let first = _mm256_maddubs_epi16(w[0], x[0]);
+                let second = _mm256_maddubs_epi16(w[1], x[1]);
                 [
                     _mm256_add_epi32(a, _mm256_madd_epi16(first, ones)),
                     _mm256_add_epi32(b, _mm256_madd_epi16(second, ones)),
@@ -335,7 +364,7 @@ impl Isa for Avx2 {
     }
 
     const QUAD_ROWS: usize = 3;
-    quads!();
+    quads!(false);
     #[inline(always)]
     fn byte_sums(self, [a, b]: Self::Sums) -> Self::V {
         // SAFETY: an Avx2 exists only where the machine has AVX2.
@@ -354,7 +383,7 @@ macro_rules! one {
     };
 }
 
-impl Isa for Avx512 {
+impl<const VNNI: bool> Isa for Avx512<VNNI> {
     const ROWS: usize = 12;
     type V = __m512;
 
@@ -430,7 +459,7 @@ impl Isa for Avx512 {
     }
 
     const QUAD_ROWS: usize = 3;
-    quads!();
+    quads!(VNNI);
     #[inline(always)]
     fn byte_sums(self, [a, b]: Self::Sums) -> Self::V {
         // SAFETY: an Avx512 exists only where the machine has AVX-512F.
