@@ -187,7 +187,7 @@ fn libraries(repository: &Repository, toolkit: &Path) -> Result<PathBuf> {
 /// Where the sources of the crate cudarc lie that is locked.
 fn cudarc(repository: &Repository) -> Result<PathBuf> {
     let output = repository
-        .cargo("metadata --locked --format-version 1")
+        .cargo("metadata --locked --all-features --format-version 1")
         .output()
         .context("cargo does not start")?;
     if !output.status.success() {
