@@ -179,13 +179,16 @@ fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Sample
     for repetition in 0..=args.repetitions {
         samples.begin();
         if measured(Case::Prefill) {
-            let mut prefills = vec![
+            // What is compared stands side by side, every other time the other way round: the machine's speed wanders.
+            let mut prefills: Vec<(_, &[Option<SessionId>])> = vec![
                 ("prefill_1_bare", &bare[..1]),
+                ("prefill_1_adapter", &own[..own.len().min(1)]),
                 ("prefill_8_bare", &bare[..BATCH]),
+                ("prefill_8_distinct_adapters", &own[..own.len().min(BATCH)]),
             ];
-            if !own.is_empty() {
-                prefills.push(("prefill_1_adapter", &own[..1]));
-                prefills.push(("prefill_8_distinct_adapters", &own[..BATCH]));
+            prefills.retain(|(_, rows)| !rows.is_empty());
+            if repetition % 2 == 1 {
+                prefills.reverse();
             }
             for (name, sessions) in prefills {
                 let (count, time) = match sessions {
@@ -228,7 +231,7 @@ fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Sample
         }
 
         if measured(Case::Decode) {
-            // What is compared stands side by side, every other time the other way round: the machine's speed wanders.
+            // As above.
             let shared = [own.first().copied().flatten(); BATCH];
             let mut decodes: Vec<(_, &[Option<SessionId>])> = vec![
                 ("decode_1_bare", &bare[..1]),

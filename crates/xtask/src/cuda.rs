@@ -62,22 +62,27 @@ pub(crate) fn say_toolkit(repository: &Repository, train: bool) -> Result<()> {
         return Ok(());
     }
     let libraries = libraries(repository, &toolkit)?;
-    for (name, value) in candle(&toolkit, toolkit.join("bin/nvcc"))? {
+    for (name, value) in candle(&toolkit, toolkit.join("bin/nvcc"), HOPPER)? {
         say(&format!("export {name}={}", value.display()))?;
     }
-    say(&format!("export LIBRARY_PATH={}", libraries.display()))
+    say(&format!(
+        "export LIBRARY_PATH={}${{LIBRARY_PATH:+:$LIBRARY_PATH}}",
+        libraries.display()
+    ))
 }
 
 /// The GPU that candle's kernels are compiled for, as candle's build names it.
-const CAPABILITY: &str = "90";
+const HOPPER: &str = "90";
+/// The one that [`empty_nvcc`] compiles for: candle's build takes what it finds for the same GPU to be made.
+const NONE: &str = "80";
 
 /// What candle's CUDA backend asks of the environment: its compiler, the toolkit's version, the GPU that it is compiled for.
-pub(crate) fn candle(toolkit: &Path, nvcc: PathBuf) -> Result<Vec<(&'static str, OsString)>> {
-    let version = format!("{}0{}0", version(toolkit)?.0, version(toolkit)?.1);
-    Ok(vec![
+fn candle(toolkit: &Path, nvcc: PathBuf, gpu: &str) -> Result<[(&'static str, OsString); 3]> {
+    let (major, minor) = version(toolkit)?;
+    Ok([
         ("NVCC", nvcc.into()),
-        ("CUDARC_CUDA_VERSION", version.into()),
-        ("CUDA_COMPUTE_CAP", CAPABILITY.into()),
+        ("CUDARC_CUDA_VERSION", format!("{major}0{minor}0").into()),
+        ("CUDA_COMPUTE_CAP", gpu.into()),
     ])
 }
 
@@ -95,18 +100,23 @@ fn version(toolkit: &Path) -> Result<(u32, u32)> {
     release.with_context(|| format!("{} names no release", nvcc.display()))
 }
 
-/// What stands in for nvcc where only types are checked: a program that leaves empty files where nvcc's would be.
-pub(crate) fn empty_nvcc(repository: &Repository) -> Result<PathBuf> {
+/// What candle's CUDA backend asks for where only its types are checked: in nvcc's place a program that leaves empty files where nvcc's would
+/// be.
+pub(crate) fn empty_nvcc(
+    repository: &Repository,
+    toolkit: &Path,
+) -> Result<[(&'static str, OsString); 3]> {
     let bin = repository.target.join("empty-nvcc/bin");
     fs::create_dir_all(&bin)?;
     let nvcc = bin.join("nvcc");
     fs::write(&nvcc, EMPTY_NVCC)?;
     fs::set_permissions(&nvcc, fs::Permissions::from_mode(0o755))?;
-    Ok(nvcc)
+    candle(toolkit, nvcc, NONE)
 }
 
 const EMPTY_NVCC: &str = r#"#!/bin/sh
 # `-o FILE` makes FILE; `--ptx --output-directory DIR ... NAME.cu` makes DIR/NAME.ptx.
+out= folder= source=
 while [ $# -gt 0 ]; do
     case "$1" in
         -o) out=$2; shift ;;

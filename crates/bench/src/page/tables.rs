@@ -241,7 +241,7 @@ fn append(value: &Value) -> String {
 
 fn sessions(value: &Value) -> String {
     let mut text = String::from(
-        "| sessions | slots | created in s | TTFT p50, p99 ms | tokens/s | found in a slot or in memory | from disk | read again | MB a session: slot, memory, disk | resident MB |\n\
+        "| sessions | slots | created in s | TTFT p50, p99 ms | tokens/s | found in a slot or in memory | from disk | read again | MB of a session in a slot, in memory; of a file on disk | resident MB |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",
     );
     for run in value["runs"].as_array().into_iter().flatten() {

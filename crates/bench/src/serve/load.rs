@@ -3,6 +3,9 @@
 //! All times are from the arrival's intended time on, not from when it could be sent: what waits for a free place, a slow server or
 //! this process counts as waiting (coordinated omission). Start at [`Load::run`].
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -11,7 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use imprint_client::{
     Client, Error, IngestOptions, prompt,
-    v1::{CreateSessionRequest, GenerateRequest, Prompt},
+    v1::{CreateSessionRequest, GenerateRequest, Prompt, Usage},
 };
 use tokio::{
     sync::{Mutex, Semaphore},
@@ -68,6 +71,28 @@ impl Outcome {
             tokens: 0,
             right: false,
             error: None,
+        }
+    }
+
+    /// A piece of the answer came. An engine that names no tokens counts them at the end; its pieces of text are timed instead.
+    fn saw(&mut self, tokens: usize, text: &str, now: Duration) {
+        if tokens == 0 && (text.is_empty() || self.tokens > 0) {
+            return;
+        }
+        match self.last {
+            None => self.first = Some(now),
+            Some(last) => self.gaps.push(now.saturating_sub(last)),
+        }
+        self.last = Some(now);
+        self.tokens += tokens as u64;
+    }
+
+    /// What the engine has counted.
+    fn used(&mut self, usage: &Usage) {
+        self.prompt_tokens = u64::from(usage.prompt_tokens);
+        self.cached_tokens = u64::from(usage.cached_tokens);
+        if self.tokens == 0 {
+            self.tokens = u64::from(usage.completion_tokens);
         }
     }
 
@@ -205,24 +230,10 @@ impl Load {
         let mut text = String::new();
         while let Some(delta) = generation.next().await? {
             text.push_str(&delta.text);
-            // An engine that names no tokens counts them at the end; its pieces of text are timed instead.
-            if delta.token_ids.is_empty() && (delta.text.is_empty() || outcome.tokens > 0) {
-                continue;
-            }
-            let now = begin.elapsed();
-            match outcome.last {
-                None => outcome.first = Some(now),
-                Some(last) => outcome.gaps.push(now.saturating_sub(last)),
-            }
-            outcome.last = Some(now);
-            outcome.tokens += delta.token_ids.len() as u64;
+            outcome.saw(delta.token_ids.len(), &delta.text, begin.elapsed());
         }
         if let Some(usage) = generation.finished().and_then(|finished| finished.usage) {
-            outcome.prompt_tokens = u64::from(usage.prompt_tokens);
-            outcome.cached_tokens = u64::from(usage.cached_tokens);
-            if outcome.tokens == 0 {
-                outcome.tokens = u64::from(usage.completion_tokens);
-            }
+            outcome.used(&usage);
         }
         outcome.right = !answer.is_empty() && text.contains(&answer);
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Start at [`Answers`].
 
-use std::{path::Path, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
 use imprint_proto::v1::{FinishReason, GenerateFinished, Sampling, Timings, Usage};
@@ -11,11 +11,13 @@ use mistralrs::{
     GgufModelBuilder, Model, NormalRequest, Request, RequestMessage, Response, SamplingParams,
     StopTokens, TextModelBuilder,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::Status;
 
-/// Pieces of an answer that wait for its reader.
-const PIECES: usize = 16;
+/// Tokens of an answer where nothing else is asked for, and at most.
+const ANSWER: std::ops::RangeInclusive<u32> = 256..=8192;
+/// Answers that are asked for at once: mistral.rs queues as many as come.
+const ASKED: usize = 256;
 
 /// What a model is asked with.
 pub(crate) enum Asked {
@@ -34,6 +36,7 @@ pub(crate) enum Piece {
 /// A loaded model.
 pub(crate) struct Answers {
     model: Model,
+    places: Arc<Semaphore>,
 }
 
 impl Answers {
@@ -53,7 +56,10 @@ impl Answers {
             let builder = TextModelBuilder::new(model);
             builder.with_max_num_seqs(running).build().await?
         };
-        Ok(Self { model })
+        Ok(Self {
+            model,
+            places: Arc::new(Semaphore::new(ASKED)),
+        })
     }
 
     /// Tokens that a prompt and its answer may have.
@@ -68,7 +74,12 @@ impl Answers {
         asked: Asked,
         sampling: SamplingParams,
     ) -> Result<mpsc::Receiver<Result<Piece, Status>>, Status> {
-        let (response, mut responses) = mpsc::channel(PIECES);
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place =
+            place.map_err(|_| Status::resource_exhausted("too many answers are asked for"))?;
+        // Room for all of an answer: mistral.rs' engine waits for who does not read, and lets everybody wait with it.
+        let most = sampling.max_len.unwrap_or_default() + 16;
+        let (response, mut responses) = mpsc::channel(most);
         let stops = sampling.stop_toks.is_some();
         let (messages, prompt_tokens) = match asked {
             Asked::Text(text) => {
@@ -90,8 +101,9 @@ impl Answers {
         let sent = sender.send(Request::Normal(Box::new(request))).await;
         sent.map_err(|_| Status::unavailable("mistral.rs has ended"))?;
 
-        let (pieces, answer) = mpsc::channel(PIECES);
+        let (pieces, answer) = mpsc::channel(most);
         tokio::spawn(async move {
+            let _place = place;
             let mut usage = Usage {
                 prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
                 ..Usage::default()
@@ -115,8 +127,14 @@ impl Answers {
                     return;
                 }
             }
-            let gone = Status::unavailable("mistral.rs ended before its answer did");
-            drop(pieces.send(Err(gone)).await);
+            // An answer that is cut within a character ends without a word.
+            let end = match first {
+                Some(first) => Ok(Piece::End(finished("length", stops, usage, [begun, first]))),
+                None => Err(Status::unavailable(
+                    "mistral.rs ended before its answer did",
+                )),
+            };
+            drop(pieces.send(end).await);
         });
         Ok(answer)
     }
@@ -139,6 +157,7 @@ fn chat(messages: Vec<(String, String)>) -> RequestMessage {
 /// The text of a response, and why the answer ends with it if it does.
 fn part(response: Response, usage: &mut Usage) -> Result<(String, Option<String>), Status> {
     let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+    let mut counts = None;
     let (text, finish) = match response {
         Response::CompletionChunk(chunk) => {
             let choice = chunk.choices.into_iter().next();
@@ -147,6 +166,7 @@ fn part(response: Response, usage: &mut Usage) -> Result<(String, Option<String>
         Response::Chunk(chunk) => {
             if let Some(counted) = chunk.usage {
                 usage.prompt_tokens = count(counted.prompt_tokens);
+                counts = Some(count(counted.completion_tokens));
             }
             let choice = chunk.choices.into_iter().next();
             choice.map(|choice| {
@@ -164,8 +184,8 @@ fn part(response: Response, usage: &mut Usage) -> Result<(String, Option<String>
         _ => return Err(Status::internal("mistral.rs answered with something else")),
     }
     .ok_or_else(|| Status::internal("mistral.rs answered with no choice"))?;
-    // A response for each token.
-    usage.completion_tokens += 1;
+    // A response for each token, but within a character: then for several.
+    usage.completion_tokens = counts.unwrap_or(usage.completion_tokens + 1);
     Ok((text, finish))
 }
 
@@ -205,9 +225,27 @@ pub(crate) fn sampling(
             "sampling.seed: mistral.rs draws with a seed of its own",
         ));
     }
+    let share = |value: Option<f32>| value.is_none_or(|value| (0.0..=1.0).contains(&value));
+    let penalty = asked.repetition_penalty;
+    if !share(asked.top_p) || !share(asked.min_p) {
+        return Err(Status::invalid_argument(
+            "sampling.top_p and sampling.min_p are from 0 to 1",
+        ));
+    }
+    if penalty.is_some_and(|penalty| !(0.01..=100.0).contains(&penalty)) {
+        return Err(Status::invalid_argument(
+            "sampling.repetition_penalty is from 0.01 to 100",
+        ));
+    }
+    if most > *ANSWER.end() {
+        return Err(Status::invalid_argument(format!(
+            "max_tokens is at most {}",
+            ANSWER.end()
+        )));
+    }
     let mut params = match asked.temperature {
         None | Some(0.0) => SamplingParams::deterministic(),
-        Some(temperature) if (0.0..=100.0).contains(&temperature) => SamplingParams {
+        Some(temperature) if (0.01..=100.0).contains(&temperature) => SamplingParams {
             temperature: Some(temperature.into()),
             top_k: asked.top_k.filter(|&k| k > 0).map(|k| k as usize),
             top_p: asked.top_p.map(f64::from),
@@ -216,12 +254,13 @@ pub(crate) fn sampling(
         },
         Some(_) => {
             return Err(Status::invalid_argument(
-                "sampling.temperature is from 0 to 100",
+                "sampling.temperature is 0, or from 0.01 to 100",
             ));
         }
     };
     params.repetition_penalty = asked.repetition_penalty;
     params.stop_toks = (!stop.is_empty()).then_some(StopTokens::Seqs(stop));
-    params.max_len = Some(if most == 0 { 256 } else { most as usize });
+    let most = if most == 0 { *ANSWER.start() } else { most };
+    params.max_len = Some(most as usize);
     Ok(params)
 }

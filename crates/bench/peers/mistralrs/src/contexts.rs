@@ -8,6 +8,7 @@ mod tests;
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
+    ops::Bound,
 };
 
 use imprint_proto::v1::{Document, IngestChunk, Session, ingest_chunk::Content};
@@ -114,7 +115,9 @@ impl Contexts {
             "" => 0,
             after => number(after).ok_or_else(|| Status::invalid_argument("page_token"))?,
         };
-        let rest = self.sessions.range(after + 1..);
+        let rest = self
+            .sessions
+            .range((Bound::Excluded(after), Bound::Unbounded));
         let names: Vec<_> = rest.take(most + 1).map(|(&id, _)| name(id)).collect();
         let more = names.len() > most;
         let page: Result<_, _> = names.iter().take(most).map(|id| self.session(id)).collect();
@@ -222,7 +225,7 @@ impl Contexts {
         self.session(id)
     }
 
-    /// All that a session was told, a document a paragraph.
+    /// All that a session was told so far, a document a paragraph; what no version has yet is in it, too.
     pub(crate) fn text(&self, id: &str) -> Result<String, Status> {
         let documents = self.context(id)?.documents.iter();
         let texts: Vec<_> = documents.map(|told| told.text.trim_end()).collect();
