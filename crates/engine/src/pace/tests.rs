@@ -42,8 +42,9 @@ proptest! {
             prop_assert!(took <= (1.75 * alone).max(least), "{bulk} tokens took {took} of {alone}");
         }
         let tokens: usize = later.iter().map(|(bulk, _)| bulk).sum();
-        // As much is done as the bound allows, or nearly: of 0.7 of the answers' time each.
-        let most = (0.7 * alone - machine.fixed) / token;
+        // As much is done as the bound allows, or nearly: of 0.7 of the answers' time each. A token is taken for no cheaper than a thousandth
+        // of that time.
+        let most = (0.7 * alone - machine.fixed) / token.max(1e-3 * alone);
         prop_assert!(tokens as f64 >= 300.0 * (0.8 * most.min(512.0) - 1.0), "{tokens} of {most} a step");
         // Another machine, as if kernels or neighbours had changed.
         let machine = Machine { alone: alone * faster, token: token * faster, fixed: machine.fixed * faster };
