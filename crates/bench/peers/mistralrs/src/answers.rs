@@ -18,6 +18,8 @@ use tonic::Status;
 const ANSWER: std::ops::RangeInclusive<u32> = 256..=8192;
 /// Answers that are asked for at once: mistral.rs queues as many as come.
 const ASKED: usize = 256;
+/// Tokens that a character takes at most: one for each of its bytes.
+const CHARACTER: usize = 4;
 
 /// What a model is asked with.
 pub(crate) enum Asked {
@@ -78,7 +80,8 @@ impl Answers {
         let place =
             place.map_err(|_| Status::resource_exhausted("too many answers are asked for"))?;
         // Room for all of an answer: mistral.rs' engine waits for who does not read, and lets everybody wait with it.
-        let most = sampling.max_len.unwrap_or_default() + 16;
+        let asked_for = sampling.max_len.unwrap_or_default();
+        let most = asked_for + 16;
         let (response, mut responses) = mpsc::channel(most);
         let stops = sampling.stop_toks.is_some();
         let (messages, prompt_tokens) = match asked {
@@ -127,8 +130,10 @@ impl Answers {
                     return;
                 }
             }
-            // An answer that is cut within a character ends without a word.
-            let end = match first {
+            // An answer that is cut within a character ends without a word, and short of the tokens of one that are not counted; any other
+            // end like that is none.
+            let cut = usage.completion_tokens as usize + CHARACTER > asked_for;
+            let end = match first.filter(|_| cut) {
                 Some(first) => Ok(Piece::End(finished("length", stops, usage, [begun, first]))),
                 None => Err(Status::unavailable(
                     "mistral.rs ended before its answer did",
