@@ -179,17 +179,15 @@ fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Sample
     for repetition in 0..=args.repetitions {
         samples.begin();
         if measured(Case::Prefill) {
-            // What is compared stands side by side, every other time the other way round: the machine's speed wanders.
-            let mut prefills: Vec<(_, &[Option<SessionId>])> = vec![
-                ("prefill_1_bare", &bare[..1]),
-                ("prefill_1_adapter", &own[..own.len().min(1)]),
-                ("prefill_8_bare", &bare[..BATCH]),
-                ("prefill_8_distinct_adapters", &own[..own.len().min(BATCH)]),
-            ];
-            prefills.retain(|(_, rows)| !rows.is_empty());
-            if repetition % 2 == 1 {
-                prefills.reverse();
-            }
+            let prefills = in_turn(
+                repetition,
+                vec![
+                    ("prefill_1_bare", &bare[..1]),
+                    ("prefill_1_adapter", &own[..own.len().min(1)]),
+                    ("prefill_8_bare", &bare[..BATCH]),
+                    ("prefill_8_distinct_adapters", &own[..own.len().min(BATCH)]),
+                ],
+            );
             for (name, sessions) in prefills {
                 let (count, time) = match sessions {
                     [session] => (
@@ -231,21 +229,19 @@ fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Sample
         }
 
         if measured(Case::Decode) {
-            // As above.
             let shared = [own.first().copied().flatten(); BATCH];
-            let mut decodes: Vec<(_, &[Option<SessionId>])> = vec![
-                ("decode_1_bare", &bare[..1]),
-                ("decode_1_adapter", &own[..own.len().min(1)]),
-                ("decode_8_shared_adapter", &shared[..own.len().min(BATCH)]),
-                ("decode_8_bare", &bare[..BATCH]),
-                ("decode_8_distinct_adapters", &own[..own.len().min(BATCH)]),
-                ("decode_16_bare", &bare),
-                ("decode_16_distinct_adapters", &own),
-            ];
-            decodes.retain(|(_, rows)| !rows.is_empty());
-            if repetition % 2 == 1 {
-                decodes.reverse();
-            }
+            let decodes = in_turn(
+                repetition,
+                vec![
+                    ("decode_1_bare", &bare[..1]),
+                    ("decode_1_adapter", &own[..own.len().min(1)]),
+                    ("decode_8_shared_adapter", &shared[..own.len().min(BATCH)]),
+                    ("decode_8_bare", &bare[..BATCH]),
+                    ("decode_8_distinct_adapters", &own[..own.len().min(BATCH)]),
+                    ("decode_16_bare", &bare),
+                    ("decode_16_distinct_adapters", &own),
+                ],
+            );
             for (name, rows) in decodes {
                 let (count, time) = driver.decode(rows, &short, answer)?;
                 samples.add(name, rate(count, time));
@@ -275,6 +271,18 @@ fn measure(args: &Args, driver: &mut Driver, peers: &mut Peers) -> Result<Sample
         samples.ratio(name, ours, other, *direction);
     }
     Ok(samples)
+}
+
+/// A case: its name, and the session of each row.
+type Rows<'a> = (&'static str, &'a [Option<SessionId>]);
+
+/// The cases that have rows. What is compared stands side by side, every other time the other way round: the machine's speed wanders.
+fn in_turn(repetition: u16, mut cases: Vec<Rows<'_>>) -> Vec<Rows<'_>> {
+    cases.retain(|(_, rows)| !rows.is_empty());
+    if repetition % 2 == 1 {
+        cases.reverse();
+    }
+    cases
 }
 
 /// Tells documents to new sessions, side by side, and ends the sessions.
