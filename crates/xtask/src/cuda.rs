@@ -89,9 +89,7 @@ fn candle(toolkit: &Path, nvcc: PathBuf, gpu: &str) -> Result<[(&'static str, Os
 /// The toolkit's major and minor version.
 fn version(toolkit: &Path) -> Result<(u32, u32)> {
     let nvcc = toolkit.join("bin/nvcc");
-    let output = Command::new(&nvcc).arg("--version").output();
-    let output = output.with_context(|| format!("{} does not start", nvcc.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = run::output(Command::new(&nvcc).arg("--version"))?;
     let release = text.split("release ").nth(1).and_then(|rest| {
         let (major, rest) = rest.split_once('.')?;
         let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
@@ -196,17 +194,8 @@ fn libraries(repository: &Repository, toolkit: &Path) -> Result<PathBuf> {
 
 /// Where the sources of the crate cudarc lie that is locked.
 fn cudarc(repository: &Repository) -> Result<PathBuf> {
-    let output = repository
-        .cargo("metadata --locked --all-features --format-version 1")
-        .output()
-        .context("cargo does not start")?;
-    if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let mut metadata = repository.cargo("metadata --locked --all-features --format-version 1");
+    let metadata: serde_json::Value = serde_json::from_str(&run::output(&mut metadata)?)?;
     let packages = metadata["packages"].as_array().into_iter().flatten();
     let manifest = packages
         .filter(|package| package["name"] == "cudarc")

@@ -70,14 +70,7 @@ impl Repository {
         }
         let mut build = self
             .cargo("test --workspace --locked --no-run --message-format json-render-diagnostics");
-        let output = build
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cargo does not start")?;
-        if !output.status.success() {
-            bail!("`{}` ended with {}", text(&build), output.status);
-        }
-        let messages = String::from_utf8(output.stdout).context("cargo's messages are no UTF-8")?;
+        let messages = output(&mut build)?;
         let built = messages
             .lines()
             .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
@@ -100,6 +93,19 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{name}` ended with {status}");
     }
     Ok(())
+}
+
+/// Runs a program to its end, for what it prints. An error if it does not succeed.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let name = text(command);
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("`{name}` does not start"))?;
+    if !output.status.success() {
+        bail!("`{name}` ended with {}", output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("`{name}` prints no UTF-8"))
 }
 
 /// A part of a command: its name, and what it does with what the parts share.
